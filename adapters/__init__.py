@@ -1,0 +1,1 @@
+"""Framework adapters: each puts the core where one framework keeps its routes."""

@@ -1,0 +1,1 @@
+"""From finished spans to the store, and from the store onwards."""
