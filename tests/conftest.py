@@ -1,0 +1,30 @@
+"""What every test may rely on: nothing of the machine's environment, a working directory of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.servers import clean_environment
+
+# Examples follow from the test's code alone: a run can be repeated. HYPOTHESIS_PROFILE=search looks further.
+hypothesis.settings.register_profile("default", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", derandomize=False, deadline=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment() -> None:
+    """Tracing and platform variables of the machine are gone, for the tests and for what they start."""
+    kept = clean_environment()
+    for name in set(os.environ) - set(kept):
+        del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default store (`./tracemw.db`) ends up in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
