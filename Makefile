@@ -1,0 +1,63 @@
+# Needs Python 3.10+ and make; everything else goes into .venv.
+#
+#   make demo       two real servers, realistic traffic, and what was traced
+#   make test       lint, types, tests with branch coverage (without the slow tests)
+#   make test-all   the same with the slow tests
+#   make PYTHON=python3.13 test   with another Python
+#
+# ARGS go to pytest or the benchmarks: make pytest ARGS="tests/test_packaging.py -x"
+
+SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python3.10 python
+ifndef PYTHON
+PYTHON := $(shell for p in $(CANDIDATES); do $$p -c "$(SUPPORTED)" 2>/dev/null && { echo $$p; break; }; done)
+endif
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The name carries the version, so that another PYTHON makes the environment anew.
+VERSION := $(shell "$(PYTHON)" -c "import sys; print('%d.%d.%d' % sys.version_info[:3])" 2>/dev/null)
+INSTALLED := $(VENV)/.installed-$(VERSION)
+PYTEST := -m pytest -n auto --dist worksteal
+ARGS ?=
+
+.DEFAULT_GOAL := test
+.PHONY: demo test test-all lint pytest cover bench install clean
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m example_apps.demo
+
+test: lint
+	@$(MAKE) --no-print-directory cover ARGS='-m "not slow" $(ARGS)'
+
+test-all: lint
+	@$(MAKE) --no-print-directory cover
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+cover: $(INSTALLED)
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run $(PYTEST) $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+pytest: $(INSTALLED)
+	$(BIN)/python $(PYTEST) $(ARGS)
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@"$(PYTHON)" -c "$(SUPPORTED)" 2>/dev/null || { \
+	  echo "tracemw needs Python 3.10 or newer; '$(PYTHON)' is not. Say which one to use: make PYTHON=/path/to/python3"; exit 1; }
+	@test -e $@ || { echo "Making $(VENV) with Python $(VERSION) ..."; "$(PYTHON)" -m venv --clear $(VENV); }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
