@@ -1,0 +1,72 @@
+"""One mechanism keeps our own failures out of the application that we trace.
+
+Every hook of ours that runs inside a request goes through `guarded`: what it raises is counted and logged,
+at most once a minute for each place, and a fallback is returned in its stead. Exceptions of the application
+never pass through here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("tracemw")
+
+LOG_INTERVAL = 60.0  # seconds between two log lines for one place
+
+_failures: dict[str, int] = {}
+_last_logged: dict[str, float] = {}
+
+
+def guarded(fallback: Any = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a hook so that its failure is reported instead of raised.
+
+    Args:
+        fallback: What the hook returns when it failed.
+    """
+
+    def decorate(hook: Callable[P, R]) -> Callable[P, R]:
+        place = hook.__qualname__
+
+        @functools.wraps(hook)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return hook(*args, **kwargs)
+            except Exception as exc:
+                report(place, exc)
+                return fallback  # type: ignore[no-any-return]
+
+        return call
+
+    return decorate
+
+
+def report(place: str, exc: BaseException) -> None:
+    """Count a failure of ours and log it, at most once a minute for each place."""
+    try:
+        _failures[place] = _failures.get(place, 0) + 1
+        if due(place):
+            logger.error("tracing failed in %s; the request goes on without it", place, exc_info=exc)
+    except Exception:  # a logging handler of the application may be broken as well
+        pass
+
+
+def due(key: str, interval: float = LOG_INTERVAL) -> bool:
+    """Say whether a message of this key may be logged now (and take note that it is)."""
+    now = time.monotonic()
+    last = _last_logged.get(key)
+    if last is not None and now - last < interval:
+        return False
+    _last_logged[key] = now
+    return True
+
+
+def failures() -> dict[str, int]:
+    """Return how often each guarded place failed in this process."""
+    return dict(_failures)

@@ -1,0 +1,227 @@
+"""Finished spans and trace records -> the rows of the store. Runs in the writer thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
+
+from tracemw.previews import request_preview, response_preview
+from tracemw.record import TraceRecord
+from tracemw.store.rows import SpanRow, TraceRow
+
+SPAN_TYPE: Final = "mlflow.spanType"
+NO_ERRORS: Final = frozenset({"disconnected", "cancelled", "interrupted"})
+
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str).encode
+
+
+def span_row(record: TraceRecord | None, span: ReadableSpan) -> SpanRow:
+    """Encode one span; the root's attributes are merged with those that the record kept for it."""
+    context = span.context
+    assert context is not None  # every ended span has one
+    attributes: Mapping[str, Any] = span.attributes or {}
+    name, start, end = span.name, span.start_time or 0, span.end_time or 0
+    parent_id = span.parent.span_id if span.parent else None
+    if record is not None:
+        if context.span_id == record.root_span_id:
+            attributes = {**attributes, **record.attributes, **_identity(record)}
+            name, start, end = record.name or name, record.start_ns or start, record.end_ns or end
+        else:
+            parent_id = record.parent_of_kept(parent_id)
+    status = span.status
+    return SpanRow(
+        trace_id=f"{context.trace_id:032x}",
+        span_id=f"{context.span_id:016x}",
+        parent_id=None if parent_id is None else f"{parent_id:016x}",
+        name=name,
+        span_type=_span_type(attributes),
+        kind=span.kind.name,
+        start_ns=start,
+        end_ns=end,
+        status=_status(record, context.span_id, status.status_code),
+        status_message=status.description,
+        attributes=_json(dict(attributes)) if attributes else "{}",
+        events=_events(span.events),
+        links=_links(span.links),
+        scope=span.instrumentation_scope.name if span.instrumentation_scope else None,
+    )
+
+
+def trace_row(record: TraceRecord) -> TraceRow:
+    """Encode what a record knows of its trace at this moment."""
+    attributes = record.attributes
+    in_progress = not record.ended
+    metadata = {**record.process, **record.metadata}
+    return TraceRow(
+        trace_id=f"{record.trace_id:032x}",
+        root_span_id=f"{record.root_span_id:016x}",
+        has_parent=record.has_parent,
+        name=record.name,
+        start_ns=record.start_ns,
+        duration_ns=None if in_progress or record.end_ns is None else record.end_ns - record.start_ns,
+        state="IN_PROGRESS" if in_progress else state_of(record),
+        outcome=record.outcome,
+        method=attributes.get("http.request.method"),
+        route=attributes.get("http.route"),
+        status_code=attributes.get("http.response.status_code"),
+        client_request_id=record.client_request_id,
+        session_id=record.session_id,
+        user_id=record.user_id,
+        request_preview=_request_preview(record),
+        response_preview=_response_preview(record),
+        metadata=metadata,
+        tags=dict(record.tags),
+    )
+
+
+def foreign_trace_row(span: ReadableSpan) -> TraceRow:
+    """Encode the trace of a root span that somebody else made, outside of all our requests."""
+    context = span.context
+    assert context is not None
+    attributes: Mapping[str, Any] = span.attributes or {}
+    start, end = span.start_time or 0, span.end_time or 0
+    return TraceRow(
+        trace_id=f"{context.trace_id:032x}",
+        root_span_id=f"{context.span_id:016x}",
+        has_parent=span.parent is not None,
+        name=span.name,
+        start_ns=start,
+        duration_ns=end - start,
+        state="ERROR" if span.status.status_code is StatusCode.ERROR else "OK",
+        outcome=None,
+        method=_text(attributes.get("http.request.method")),
+        route=_text(attributes.get("http.route")),
+        status_code=_number(attributes.get("http.response.status_code")),
+        client_request_id=None,
+        session_id=_text(attributes.get("session.id")),
+        user_id=_text(attributes.get("user.id")),
+        request_preview=None,
+        response_preview=None,
+        metadata={},
+        tags={},
+    )
+
+
+def state_of(record: TraceRecord) -> str:
+    """Return the state of an ended trace: what the user set, else what happened.
+
+    A request that the client left or the server cancelled is neither a success nor an error.
+    """
+    if record.state is not None:
+        return record.state
+    if record.outcome in NO_ERRORS:
+        return "STATE_UNSPECIFIED"
+    return "ERROR" if record.error else "OK"
+
+
+def mirrored(record: TraceRecord) -> dict[str, str]:
+    """Return the facts of a record as attributes, for a root span that other exporters will see."""
+    facts = _identity(record)
+    facts.update({f"tracemw.metadata.{key}": value for key, value in record.metadata.items()})
+    facts.update({f"mlflow.traceTag.{key}": value for key, value in record.tags.items()})
+    if preview := _request_preview(record):
+        facts["tracemw.request_preview"] = preview
+    if preview := _response_preview(record):
+        facts["tracemw.response_preview"] = preview
+    if record.outcome is not None:
+        facts["tracemw.outcome"] = record.outcome
+    return facts
+
+
+def _identity(record: TraceRecord) -> dict[str, str]:
+    facts = {
+        "tracemw.client_request_id": record.client_request_id,
+        "session.id": record.session_id,
+        "user.id": record.user_id,
+        "tracemw.outcome": record.outcome,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _request_preview(record: TraceRecord) -> str | None:
+    if record.request_preview is not None:
+        return record.request_preview
+    if record.inputs is not None:
+        return request_preview(record.inputs)
+    if not record.is_request:
+        return None
+    attributes = record.attributes
+    method, path = attributes.get("http.request.method", ""), attributes.get("url.path", "")
+    return f"{method} {path}".strip()[:1000] or None
+
+
+def _response_preview(record: TraceRecord) -> str | None:
+    if record.response_preview is not None:
+        return record.response_preview
+    if record.outputs is not None:
+        return response_preview(record.outputs)
+    status = record.attributes.get("http.response.status_code")
+    return None if status is None else str(status)
+
+
+def _status(record: TraceRecord | None, span_id: int, code: StatusCode) -> str:
+    """Return the span's status; the root of a failed request shows the failure, whoever made the span."""
+    if record is not None and span_id == record.root_span_id:
+        return "ERROR" if record.error else "UNSET" if record.outcome in NO_ERRORS else code.name
+    return code.name
+
+
+def _span_type(attributes: Mapping[str, Any]) -> str | None:
+    value = attributes.get(SPAN_TYPE)
+    return value.strip('"') if isinstance(value, str) else None
+
+
+def _events(events: Sequence[Any]) -> str:
+    if not events:
+        return "[]"
+    return _json(
+        [
+            {"name": event.name, "time_ns": event.timestamp, "attributes": dict(event.attributes or {})}
+            for event in events
+        ]
+    )
+
+
+def _links(links: Sequence[Any]) -> str:
+    if not links:
+        return "[]"
+    return _json(
+        [
+            {
+                "trace_id": f"{link.context.trace_id:032x}",
+                "span_id": f"{link.context.span_id:016x}",
+                "attributes": dict(link.attributes or {}),
+            }
+            for link in links
+        ]
+    )
+
+
+def _json(value: Any) -> str:
+    """JSON text of attribute values, which OpenTelemetry has bounded to plain ones."""
+    try:
+        return _dumps(value)
+    except ValueError:
+        return _dumps(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    """Replace floats that JSON does not know by their names."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+

@@ -1,0 +1,114 @@
+"""The span processor: sees every span of a provider and queues those that belong to our traces.
+
+One instance serves all providers of the process, ours and the application's. It runs inside requests, so it does
+a look-up and an append; everything else is the writer thread's work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import SpanKind
+
+from tracemw.guard import guarded
+from tracemw.pipeline import current
+from tracemw.record import TraceRecord, current_record, record_of
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+# Instrumentation scopes whose inner spans tell of the framework's own steps, not of the application's work.
+FRAMEWORK_SCOPES: Final = frozenset(
+    {
+        "fastapi",
+        "starlette",
+        "opentelemetry.instrumentation.asgi",
+        "opentelemetry.instrumentation.fastapi",
+        "opentelemetry.instrumentation.starlette",
+    }
+)
+
+HELD_BACK_LIMIT: Final = 1000  # spans kept on a record until its trace is known to be worth keeping
+
+
+class TraceProcessor(SpanProcessor):
+    """Queues finished spans of recorded traces for the writer."""
+
+    @guarded()
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        scope = span.instrumentation_scope
+        if scope is not None and scope.name in FRAMEWORK_SCOPES and span.kind is SpanKind.INTERNAL:
+            self._drop(span, parent_context)
+
+    @guarded()
+    def on_end(self, span: ReadableSpan) -> None:
+        context = span.context
+        if context is None:
+            return
+        record = record_of(context.trace_id)
+        if record is None:
+            current().put(None, span)
+            return
+        span_id = context.span_id
+        if span_id == record.root_span_id:
+            self._end_root(record, span)
+        elif record.dropped_spans is None or span_id not in record.dropped_spans:
+            self._keep(record, span)
+
+    def shutdown(self) -> None:
+        """The provider that calls this is the application's, or ends with the process: store what there is."""
+        current().flush(5.0)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return current().flush(timeout_millis / 1000)
+
+    def _drop(self, span: Span, parent_context: Context | None) -> None:
+        pipeline = current()
+        record = current_record(parent_context)
+        if record is None or pipeline.operation_spans or span.context is None:
+            return
+        if record.dropped_spans is None:
+            record.dropped_spans = {}
+        record.dropped_spans[span.context.span_id] = span.parent.span_id if span.parent else None
+
+    def _keep(self, record: TraceRecord, span: ReadableSpan) -> None:
+        held_back = record.held_back
+        if held_back is None:
+            if record.recording:
+                current().put(record, span)
+        elif len(held_back) < HELD_BACK_LIMIT:
+            held_back.append(span)
+        else:
+            current().count("held_back_dropped")
+
+    def _end_root(self, record: TraceRecord, span: ReadableSpan) -> None:
+        pipeline = current()
+        record.on_change = pipeline_changed
+        if record.held_back is not None and not self._decide(record, span):
+            record.recording = False
+            pipeline.count("sampled_out")
+        if record.recording:
+            pipeline.put(record, span)
+
+    def _decide(self, record: TraceRecord, span: ReadableSpan) -> bool:
+        """Keep a trace that was not sampled if it failed or was slow; then all of its spans are queued."""
+        pipeline = current()
+        held_back, record.held_back = record.held_back or [], None
+        end = record.end_ns or span.end_time or 0
+        slow = pipeline.keep_slower_than
+        seconds = (end - (record.start_ns or span.start_time or 0)) / 1e9
+        if not (pipeline.keep_errors and record.failed) and not (slow is not None and seconds > slow):
+            return False
+        for child in held_back:
+            pipeline.put(record, child)
+        return True
+
+
+def pipeline_changed(record: TraceRecord) -> None:
+    """Queue a record whose facts changed after its root had ended."""
+    if record.recording:
+        current().put(record, None)
+
+
+PROCESSOR: Final = TraceProcessor()

@@ -1,0 +1,299 @@
+"""The pipeline: a bounded queue on the request's side, one writer thread per process on the other.
+
+A request appends to a deque and looks at a flag; it takes no lock and does no I/O. The thread starts with the
+first span, sleeps without waking while there is nothing to do, and writes what came within `INTERVAL` in one
+transaction. Nothing of it crosses a fork: the child starts with an empty queue and a thread of its own, and what
+the queue held stays the parent's to write.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from tracemw.errors import StoreError
+from tracemw.guard import due, report
+from tracemw.pipeline.encode import foreign_trace_row, span_row, trace_row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from tracemw.record import TraceRecord
+    from tracemw.settings import Settings
+    from tracemw.store.rows import SpanRow, TraceRow
+
+logger = logging.getLogger("tracemw")
+
+CAPACITY: Final = 100_000  # queued items; beyond them the newest are dropped and counted
+INTERVAL: Final = 0.1  # seconds between two writes; with the write itself, what SIGKILL can cost stays below 0.25
+BATCH: Final = 1000  # items in one transaction
+SLICE: Final = 16  # items encoded before other threads get their turn
+RETRY_LIMIT: Final = 5.0  # seconds, the longest pause after a failed write
+SPOOL_LIMIT: Final = 50_000  # spans kept in memory while they cannot be written
+RECENT_LIMIT: Final = 10_000  # traces remembered, so that spans ending after their record was freed are known
+
+
+
+class Sink(Protocol):
+    """Where the writer thread puts rows."""
+
+    def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
+        """Store rows; StoreError where they could not be, with `retry` for whether to keep them."""
+
+
+class _Marker:
+    """A place in the queue; `done` is set when all before it was written, or could not be."""
+
+    __slots__ = ("done", "stored")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.stored = False
+
+
+class Pipeline:
+    """What happens to a finished span: queued, encoded, handed to the sink.
+
+    Args:
+        sink: Takes the rows; None drops the spans before they are encoded (they are counted).
+        settings: Those in force, for the decisions the processor makes.
+        capacity: Items the queue holds at most.
+    """
+
+    def __init__(self, sink: Sink | None, settings: Settings, *, capacity: int = CAPACITY) -> None:
+        self.sink = sink
+        self.keep_errors = settings.keep_errors
+        self.keep_slower_than = settings.keep_slower_than
+        self.operation_spans = settings.operation_spans
+        self.store_all = settings.store_all
+        self._capacity = capacity
+        self._counts: Counter[str] = Counter()
+        self._recent: dict[str, None] = {}
+        self._reset()
+        _pipelines.add(self)
+
+    def _reset(self) -> None:
+        """Start anew, without what belongs to another process (after a fork) or nobody."""
+        self._queue: deque[Any] = deque()
+        self._spool: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
+        self._spooled = 0
+        self._wake = threading.Event()
+        self._hurry = threading.Event()
+        self._idle = True
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._start_lock = threading.Lock()
+
+    # The request's side.
+
+    def put(self, record: TraceRecord | None, span: ReadableSpan | None) -> None:
+        """Queue a finished span, or with None in its place a record whose facts changed."""
+        queue = self._queue
+        if self.sink is None:
+            self._counts["discarded"] += 1
+        elif len(queue) >= self._capacity:
+            self._drop(1, "the queue is full")
+        else:
+            queue.append((record, span))
+            if self._idle:
+                self._rouse()
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Count something that `stats()` tells of."""
+        self._counts[what] += number
+
+    def _drop(self, number: int, why: str) -> None:
+        self._counts["dropped"] += number
+        if due("dropped"):
+            logger.error("%s: %d spans dropped so far in this process", why, self._counts["dropped"])
+
+    def _rouse(self) -> None:
+        self._idle = False
+        if self._thread is None:
+            self._start()
+        self._wake.set()
+
+    def _start(self) -> None:
+        with self._start_lock:
+            if self._thread is None:
+                _flush_at_worker_exit(self)
+                thread = threading.Thread(target=self._run, name="tracemw-writer", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    # Everybody else's side.
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until all that was queued before the call is stored; False when it could not be in time."""
+        if self.sink is None or (not self._queue and not self._spooled and self._idle):
+            return True
+        deadline = time.monotonic() + timeout
+        while True:
+            marker = _Marker()
+            self._queue.append(marker)
+            self._hurry.set()
+            self._rouse()
+            if not marker.done.wait(max(0.0, deadline - time.monotonic())):
+                return False
+            if marker.stored:
+                return True
+            time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
+            if time.monotonic() >= deadline:
+                return False
+
+    def close(self, timeout: float = 30.0) -> bool:
+        """Flush, then end the writer thread. A span that comes later starts another one."""
+        stored = self.flush(timeout)
+        thread, self._closing = self._thread, True
+        if thread is not None and thread.is_alive():
+            self._hurry.set()
+            self._wake.set()
+            thread.join(timeout=1.0)
+        self._thread, self._closing = None, False
+        self._idle = True
+        return stored
+
+    def stats(self) -> dict[str, int]:
+        """Return what this process counted: written, dropped, waiting …"""
+        counts = {"written_spans": 0, "written_traces": 0, "dropped": 0, "sampled_out": 0, "retried_writes": 0}
+        return {**counts, **self._counts, "queued": len(self._queue), "spooled": self._spooled}
+
+    # The writer thread.
+
+    def _run(self) -> None:
+        failed_writes = 0
+        while True:
+            if not self._queue and not self._spooled:
+                self._idle = True
+                if self._closing:
+                    return
+                if not self._queue:  # asked again, now that whoever comes sees the flag
+                    self._wake.wait()
+                self._wake.clear()
+                self._idle = False
+            pause = min(INTERVAL * 2**failed_writes, RETRY_LIMIT)
+            self._hurry.wait(pause)
+            self._hurry.clear()
+            try:
+                failed_writes = 0 if self._write_batch() else min(failed_writes + 1, 10)
+            except Exception as exc:  # a defect of ours costs a batch, never the thread
+                report("Pipeline._write_batch", exc)
+            if self._closing and failed_writes:
+                return
+
+    def _write_batch(self) -> bool:
+        """Encode and write what is queued, in batches; False when the sink refused."""
+        while True:
+            items, markers = self._take()
+            if items:
+                self._encode(items)
+            stored = self._write_spool()
+            for marker in markers:
+                marker.stored = stored
+                marker.done.set()
+            if not stored or not self._queue:
+                return stored
+
+    def _take(self) -> tuple[list[Any], list[_Marker]]:
+        """Take up to a batch off the queue; a marker ends it, so that what it stands for is written first."""
+        queue, items = self._queue, []
+        while queue and len(items) < BATCH:
+            item = queue.popleft()
+            if isinstance(item, _Marker):
+                return items, [item]
+            items.append(item)
+        return items, []
+
+    def _encode(self, items: list[Any]) -> None:
+        spans: list[SpanRow] = []
+        traces: dict[str, TraceRow] = {}
+        records: dict[int, TraceRecord] = {}
+        for number, (record, span) in enumerate(items):
+            if number % SLICE == SLICE - 1:
+                time.sleep(0)  # lets a waiting request have the interpreter
+            try:
+                if record is not None:
+                    records[record.trace_id] = record
+                    if span is not None:
+                        spans.append(span_row(record, span))
+                elif span is not None:
+                    self._encode_foreign(span, spans, traces)
+            except Exception as exc:
+                report("Pipeline._encode", exc)
+                self._counts["dropped"] += 1
+        for record in records.values():
+            row = trace_row(record)
+            traces[row.trace_id] = row
+            self._remember(row.trace_id)
+        if traces or spans:
+            self._spool.append((list(traces.values()), spans))
+            self._spooled += len(spans) + len(traces)
+
+    def _encode_foreign(self, span: ReadableSpan, spans: list[SpanRow], traces: dict[str, TraceRow]) -> None:
+        """Keep a span without a record if its trace is one of ours, or if all traces are wanted."""
+        row = span_row(None, span)
+        if row.trace_id in self._recent:
+            spans.append(row)
+        elif self.store_all:
+            spans.append(row)
+            if span.parent is None or span.parent.is_remote:
+                traces[row.trace_id] = foreign_trace_row(span)
+
+    def _remember(self, trace_id: str) -> None:
+        recent = self._recent
+        recent[trace_id] = None
+        if len(recent) > RECENT_LIMIT:
+            del recent[next(iter(recent))]
+
+    def _write_spool(self) -> bool:
+        """Write what is encoded, oldest first; what is refused stays, within bounds."""
+        assert self.sink is not None
+        while self._spool:
+            traces, spans = self._spool[0]
+            try:
+                self.sink.write(traces, spans)
+            except StoreError as exc:
+                self._refused(exc)
+                return False
+            self._spool.popleft()
+            self._spooled -= len(spans) + len(traces)
+            self._counts["written_spans"] += len(spans)
+            self._counts["written_traces"] += len(traces)
+        return True
+
+    def _refused(self, exc: StoreError) -> None:
+        self._counts["retried_writes"] += 1
+        if due("refused"):
+            logger.error("traces cannot be stored: %s. They are kept in memory and tried again.", exc)
+        while self._spooled > SPOOL_LIMIT and self._spool:
+            traces, spans = self._spool.popleft()
+            self._spooled -= len(spans) + len(traces)
+            self._drop(len(spans), "traces cannot be stored and memory for them is used up")
+
+
+_pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for pipeline in list(_pipelines):
+        pipeline._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _flush_at_worker_exit(pipeline: Pipeline) -> None:
+    """Have `multiprocessing` flush before its workers end: they leave by `os._exit`, past `atexit`."""
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        util.Finalize(None, pipeline.flush, args=(5.0,), exitpriority=100)

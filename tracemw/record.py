@@ -1,0 +1,212 @@
+"""The trace record: what is known about one trace besides its spans, and what may change it.
+
+The record travels in the OpenTelemetry context next to the current span, so whoever carries the context has it,
+and it is freed with the last context that does. A weak map from trace id to record serves the span processor.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+
+from tracemw.errors import TracemwError
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan
+
+logger = logging.getLogger("tracemw")
+
+RECORD_KEY: Final = otel_context.create_key("tracemw-record")
+
+# MLflow's names of session and user in the metadata: they set the fields, wherever they come from.
+SESSION_METADATA: Final = "mlflow.trace.session"
+USER_METADATA: Final = "mlflow.trace.user"
+MODEL_METADATA: Final = "mlflow.modelId"
+
+_alive: weakref.WeakValueDictionary[int, TraceRecord] = weakref.WeakValueDictionary()
+
+
+class TraceRecord:
+    """What is known about one trace: who asked, what was set on it, how it went.
+
+    Plain attributes, read and written from any thread; each change is one dictionary or attribute
+    assignment. The writer reads the record when it stores the trace. Once the root has ended, `on_change`
+    queues the record again, so that later facts reach the stored trace.
+    """
+
+    __slots__ = (
+        "trace_id",
+        "root_span_id",
+        "has_parent",
+        "recording",
+        "is_request",
+        "name",
+        "start_ns",
+        "end_ns",
+        "client_request_id",
+        "session_id",
+        "user_id",
+        "metadata",
+        "tags",
+        "process",
+        "request_preview",
+        "response_preview",
+        "inputs",
+        "outputs",
+        "state",
+        "error",
+        "outcome",
+        "attributes",
+        "dropped_spans",
+        "held_back",
+        "on_change",
+        "__weakref__",
+    )
+
+    def __init__(self, trace_id: int, root_span_id: int, *, recording: bool = True) -> None:
+        self.trace_id = trace_id
+        self.root_span_id = root_span_id
+        self.has_parent = False  # the root continues a trusted caller's trace
+        self.recording = recording  # False: nothing of this trace is stored
+        self.is_request = False
+        self.name = ""
+        self.start_ns = 0
+        self.end_ns: int | None = None
+        self.client_request_id: str | None = None
+        self.session_id: str | None = None
+        self.user_id: str | None = None
+        self.metadata: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
+        self.process: Mapping[str, str] = {}  # the process metadata in force when the trace began
+        self.request_preview: str | None = None
+        self.response_preview: str | None = None
+        self.inputs: str | None = None  # of the traced handler, JSON: what the preview is made of
+        self.outputs: str | None = None
+        self.state: str | None = None  # what the user set; wins over the computed one
+        self.error = False
+        self.outcome: str | None = None
+        self.attributes: dict[str, Any] = {}  # the root's, merged in when it is written
+        self.dropped_spans: dict[int, int | None] | None = None  # span id -> parent of spans that are not kept
+        self.held_back: list[ReadableSpan] | None = None  # spans waiting for the decision to keep the trace
+        self.on_change: Callable[[TraceRecord], None] | None = None
+        if recording:
+            _alive[trace_id] = self
+
+    @property
+    def ended(self) -> bool:
+        """True once the root span has ended: a later change is a patch to the stored trace."""
+        return self.on_change is not None
+
+    @property
+    def failed(self) -> bool:
+        """True where the trace counts as an error."""
+        return self.state == "ERROR" if self.state is not None else self.error
+
+    def update(
+        self,
+        *,
+        tags: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        client_request_id: str | None = None,
+        session_id: str | None = None,
+        user: str | None = None,
+        request_preview: str | None = None,
+        response_preview: str | None = None,
+        state: str | None = None,
+        model_id: str | None = None,
+    ) -> None:
+        """Set facts of the trace; what is None stays as it is.
+
+        Args:
+            tags: Added to the trace's tags; other values than strings are stored as their `str`.
+            metadata: Added to the trace's metadata, likewise. `mlflow.trace.session` and
+                `mlflow.trace.user` set the session and the user.
+            client_request_id: The caller's id of the request.
+            session_id: The session (conversation) that the trace belongs to.
+            user: The user that the trace belongs to; wins over what a header claimed.
+            request_preview: Shown instead of a preview made from the inputs.
+            response_preview: Shown instead of a preview made from the outputs.
+            state: "OK" or "ERROR": the trace's state, whatever its spans say.
+            model_id: Stored as the metadata `mlflow.modelId`.
+
+        Raises:
+            TracemwError: `state` is something else, or a preview is no string (as MLflow has it).
+        """
+        _check_preview("request_preview", request_preview)
+        _check_preview("response_preview", response_preview)
+        if state is not None:
+            self.state = _checked_state(state)
+        if tags:
+            self.tags.update(_strings("tag", tags))
+        if metadata:
+            self._update_metadata(_strings("metadata", metadata))
+        if model_id is not None:
+            self.metadata[MODEL_METADATA] = str(model_id)
+        if client_request_id is not None:
+            self.client_request_id = str(client_request_id)
+        if session_id is not None:
+            self.session_id = str(session_id)
+        if user is not None:
+            self.user_id = str(user)
+        if request_preview:
+            self.request_preview = request_preview
+        if response_preview:
+            self.response_preview = response_preview
+        self.changed()
+
+    def _update_metadata(self, metadata: dict[str, str]) -> None:
+        self.session_id = metadata.pop(SESSION_METADATA, self.session_id)
+        self.user_id = metadata.pop(USER_METADATA, self.user_id)
+        self.metadata.update(metadata)
+
+    def changed(self) -> None:
+        """Queue the record again if its root has ended already."""
+        if self.on_change is not None:
+            self.on_change(self)
+
+    def parent_of_kept(self, parent_id: int | None) -> int | None:
+        """Follow a parent id past spans that are not kept."""
+        dropped = self.dropped_spans
+        while dropped and parent_id in dropped:
+            parent_id = dropped[parent_id]
+        return parent_id
+
+
+def current_record(context: Context | None = None) -> TraceRecord | None:
+    """Return the record of the trace that the given (or current) OpenTelemetry context belongs to."""
+    return otel_context.get_value(RECORD_KEY, context)  # type: ignore[return-value]
+
+
+def record_of(trace_id: int) -> TraceRecord | None:
+    """Return the living record of a trace id, if its trace is one of ours and still in somebody's hands."""
+    return _alive.get(trace_id)
+
+
+def with_record(context: Context, record: TraceRecord) -> Context:
+    """Return the context with the record in it."""
+    return otel_context.set_value(RECORD_KEY, record, context)
+
+
+def _check_preview(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise TracemwError(f"The `{name}` parameter must be a string, but got {type(value).__name__}.")
+
+
+def _checked_state(state: object) -> str:
+    text = str(getattr(state, "value", state)).upper()
+    if text not in ("OK", "ERROR"):
+        raise TracemwError(f"State must be either 'OK' or 'ERROR', but got '{state}'.")
+    return text
+
+
+def _strings(kind: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return keys and values as strings, with a warning for those that are none (as MLflow does)."""
+    others = [key for key, value in values.items() if not (isinstance(key, str) and isinstance(value, str))]
+    if others:
+        logger.warning("%s values should be strings; stored as text: %r", kind, others[:5])
+    return {str(key): value if isinstance(value, str) else str(value) for key, value in values.items()}
