@@ -1,0 +1,1 @@
+"""A FastAPI chat service that answers from a handful of documents."""

@@ -1,0 +1,1 @@
+"""A Flask shop: orders, an export, and a page that fails."""
