@@ -53,6 +53,13 @@ def is_joined() -> bool:
     return tracer_provider is not _providers.private and hasattr(tracer_provider, "add_span_processor")
 
 
+def is_joined_now() -> bool:
+    """Like `is_joined`, as of the last call of `tracer`; for the request's way."""
+    if _providers.tracer is None:
+        tracer()
+    return _providers.joined
+
+
 def add_processor(tracer_provider: Any) -> None:
     """Add our processor to an SDK provider (or a span's own multi-processor), once."""
     from tracemw.pipeline.processor import PROCESSOR

@@ -95,7 +95,11 @@ class TraceRecord:
         self.held_back: list[ReadableSpan] | None = None  # spans waiting for the decision to keep the trace
         self.on_change: Callable[[TraceRecord], None] | None = None
         if recording:
-            _alive[trace_id] = self
+            self.register()
+
+    def register(self) -> None:
+        """Have the span processor find this record by its trace id."""
+        _alive[self.trace_id] = self
 
     @property
     def ended(self) -> bool:
