@@ -17,7 +17,8 @@ from tracemw import config, decorator, provider
 from tracemw.adapting import Adapter, adapter_for
 from tracemw.errors import SettingError
 from tracemw.guard import guarded
-from tracemw.request import KEY, RequestTrace, RequestTracer
+from tracemw.opening import RequestTracer
+from tracemw.request import KEY, RequestTrace
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -16,7 +16,8 @@ from opentelemetry import context as otel_context
 from tracemw import config, decorator, provider
 from tracemw.adapting import Adapter, adapter_for
 from tracemw.guard import guarded
-from tracemw.request import KEY, RequestTrace, RequestTracer
+from tracemw.opening import RequestTracer
+from tracemw.request import KEY, RequestTrace
 
 Environ = MutableMapping[str, Any]
 StartResponse = Callable[..., Any]
