@@ -9,6 +9,7 @@ from typing import Any, Final
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
+from tracemw.capture import Redactor, redact_text
 from tracemw.previews import request_preview, response_preview
 from tracemw.record import TraceRecord
 from tracemw.store.rows import SpanRow, TraceRow
@@ -19,16 +20,24 @@ NO_ERRORS: Final = frozenset({"disconnected", "cancelled", "interrupted"})
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str).encode
 
 
-def span_row(record: TraceRecord | None, span: ReadableSpan) -> SpanRow:
-    """Encode one span; the root's attributes are merged with those that the record kept for it."""
+def span_row(record: TraceRecord | None, span: ReadableSpan, redactor: Redactor) -> SpanRow:
+    """Encode one span; the root's attributes are merged with those that the record kept for it.
+
+    Args:
+        record: What is known of the span's trace; None for a span of somebody else's.
+        span: The span, ended.
+        redactor: Masks secrets in the query string of a request.
+    """
     context = span.context
     assert context is not None  # every ended span has one
-    attributes: Mapping[str, Any] = span.attributes or {}
+    attributes: dict[str, Any] = dict(span.attributes or {})
     name, start, end = span.name, span.start_time or 0, span.end_time or 0
     parent_id = span.parent.span_id if span.parent else None
     if record is not None:
         if context.span_id == record.root_span_id:
             attributes = {**attributes, **record.attributes, **_identity(record)}
+            if "url.query" in attributes:
+                attributes["url.query"] = redact_text(attributes["url.query"], redactor)
             name, start, end = record.name or name, record.start_ns or start, record.end_ns or end
         else:
             parent_id = record.parent_of_kept(parent_id)
@@ -44,7 +53,7 @@ def span_row(record: TraceRecord | None, span: ReadableSpan) -> SpanRow:
         end_ns=end,
         status=_status(record, context.span_id, status.status_code),
         status_message=status.description,
-        attributes=_json(dict(attributes)) if attributes else "{}",
+        attributes=_json(attributes),
         events=_events(span.events),
         links=_links(span.links),
         scope=span.instrumentation_scope.name if span.instrumentation_scope else None,

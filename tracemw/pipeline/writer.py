@@ -17,6 +17,7 @@ import weakref
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from tracemw.capture import DEFAULT_REDACT, Redactor
 from tracemw.errors import StoreError
 from tracemw.guard import due, report
 from tracemw.pipeline.encode import foreign_trace_row, span_row, trace_row
@@ -74,6 +75,7 @@ class Pipeline:
         self.keep_slower_than = settings.keep_slower_than
         self.operation_spans = settings.operation_spans
         self.store_all = settings.store_all
+        self._redactor = Redactor(DEFAULT_REDACT if settings.redact is None else settings.redact)
         self._capacity = capacity
         self._counts: Counter[str] = Counter()
         self._recent: dict[str, None] = {}
@@ -223,7 +225,7 @@ class Pipeline:
                 if record is not None:
                     records[record.trace_id] = record
                     if span is not None:
-                        spans.append(span_row(record, span))
+                        spans.append(span_row(record, span, self._redactor))
                 elif span is not None:
                     self._encode_foreign(span, spans, traces)
             except Exception as exc:
@@ -239,7 +241,7 @@ class Pipeline:
 
     def _encode_foreign(self, span: ReadableSpan, spans: list[SpanRow], traces: dict[str, TraceRow]) -> None:
         """Keep a span without a record if its trace is one of ours, or if all traces are wanted."""
-        row = span_row(None, span)
+        row = span_row(None, span, self._redactor)
         if row.trace_id in self._recent:
             spans.append(row)
         elif self.store_all:
