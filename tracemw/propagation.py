@@ -288,7 +288,7 @@ class TrustPolicy:
             self._networks = _networks(policy)
             self._contains = functools.lru_cache(maxsize=1024)(self._contains)  # type: ignore[method-assign]
 
-    def trusts(self, peer: str | None, scope: Any = None) -> bool:
+    def is_trusted(self, peer: str | None, scope: Any = None) -> bool:
         """Say whether the caller of a request is trusted.
 
         Args:
