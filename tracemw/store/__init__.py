@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from .database import Store, open_store
+from .outbox import DeadLetter, OutboxStats
+from .reader import Cursor
 from .rows import SpanRow, StoredPage, StoredTrace, TraceRow
 
-__all__ = ["SpanRow", "StoredPage", "StoredTrace", "TraceRow"]
+__all__ = [
+    "Cursor",
+    "DeadLetter",
+    "OutboxStats",
+    "SpanRow",
+    "Store",
+    "StoredPage",
+    "StoredTrace",
+    "TraceRow",
+    "open_store",
+]

@@ -1,6 +1,7 @@
 """The plain values that go into the store and come out of it.
 
-Ids are lowercase hex without a prefix: 32 digits for a trace, 16 for a span. Times are nanoseconds since the epoch.
+Ids are lowercase hex without a prefix: 32 digits for a trace, 16 for a span. Times are nanoseconds since the
+epoch.
 """
 
 from __future__ import annotations

@@ -1,0 +1,102 @@
+"""Rows of the tables <-> the store's plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from .rows import SpanRow, TraceRow
+
+PROMOTED = {
+    "environment": "environment",
+    "app_version": "version",
+    "deployment_id": "deployment",
+    "region": "region",
+}
+"""Metadata key -> column of `traces` that repeats it, so that groups are counted from an index."""
+
+TRACE_FIELDS = tuple(field.name for field in fields(TraceRow))
+TRACE_COLUMNS = (*TRACE_FIELDS, *PROMOTED.values())
+SPAN_FIELDS = tuple(field.name for field in fields(SpanRow))
+SPAN_COLUMNS = SPAN_FIELDS[1:]  # the trace's id is replaced by the number of its row
+
+_INT64 = 2**63 - 1
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_UNWANTED = {0: _REPLACEMENT} | dict.fromkeys(range(0xD800, 0xE000), _REPLACEMENT)
+_metadata = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+class Unclean(ValueError):
+    """A text holds a NUL character; lone surrogates make SQLite's driver raise by themselves."""
+
+
+def trace_values(row: TraceRow) -> tuple[Any, ...]:
+    """Return the values of `TRACE_COLUMNS`."""
+    metadata = row.metadata
+    values = (
+        row.trace_id, row.root_span_id, row.has_parent, row.name, row.start_ns, row.duration_ns, row.state,
+        row.outcome, row.method, row.route, row.status_code, row.client_request_id, row.session_id, row.user_id,
+        row.request_preview, row.response_preview, _metadata(metadata), _metadata(row.tags),
+        metadata.get("environment"), metadata.get("app_version"), metadata.get("deployment_id"),
+        metadata.get("region"),
+    )  # fmt: skip
+    if "\\u0000" in values[16] or "\\u0000" in values[17]:
+        raise Unclean
+    return _checked(values)
+
+
+def trace_row(values: Sequence[Any]) -> TraceRow:
+    """Return the trace of the values of `TRACE_FIELDS`."""
+    row = TraceRow(*values)
+    row.has_parent = bool(row.has_parent)
+    row.metadata = json.loads(values[16])
+    row.tags = json.loads(values[17])
+    return row
+
+
+def span_values(trace: int, row: SpanRow) -> tuple[Any, ...]:
+    """Return the number of the trace's row and the values of `SPAN_COLUMNS`."""
+    return _checked(
+        (
+            trace, row.span_id, row.parent_id, row.name, row.span_type, row.kind, row.start_ns, row.end_ns,
+            row.status, row.status_message, row.attributes, row.events, row.links, row.scope,
+        )
+    )  # fmt: skip
+
+
+def _checked(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for value in values:
+        if value.__class__ is str and "\0" in value:
+            raise Unclean
+    return values
+
+
+def cleaned_traces(rows: Iterable[TraceRow]) -> list[TraceRow]:
+    """Return the rows with everything replaced that SQLite or a reader of the file would stumble over."""
+    return [replace(row, **{name: _cleaned(getattr(row, name)) for name in TRACE_FIELDS}) for row in rows]
+
+
+def cleaned_spans(rows: Iterable[SpanRow]) -> list[SpanRow]:
+    """Return the rows with everything replaced that SQLite or a reader of the file would stumble over."""
+    return [replace(row, **{name: _cleaned(getattr(row, name)) for name in SPAN_FIELDS}) for row in rows]
+
+
+def clean(text: str) -> str:
+    """Return the text with U+FFFD for NUL characters and lone surrogates.
+
+    SQL functions end a text at its first NUL, PostgreSQL behind an MLflow server refuses it, and a lone surrogate
+    has no UTF-8.
+    """
+    return text.translate(_UNWANTED)
+
+
+def _cleaned(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return max(-_INT64, min(_INT64, value))
+    if isinstance(value, dict):
+        return {clean(str(key)): clean(str(item)) for key, item in value.items()}
+    return clean(str(value))

@@ -1,0 +1,111 @@
+"""Removal of traces: few at a time, so that no writer waits for long, and the file gets smaller."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+from . import tokens
+from .codec import TRACE_FIELDS, trace_row
+
+CHUNK_TRACES = 500
+CHUNK_SPANS = 5000
+VACUUM_PAGES = 1000
+RESERVE = 20  # one part in so many of the file may be free pages, for the next traces
+
+_DELIVERED = "NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.trace = t.id)"
+
+
+def remove(connection: sqlite3.Connection, ids: list[int]) -> int:
+    """Remove traces by the numbers of their rows, inside the transaction of the caller; return how many."""
+    chosen = json.dumps(ids)
+    among = "IN (SELECT value FROM json_each(?))"
+    if tokens.supported():
+        fields = ", ".join(TRACE_FIELDS)
+        rows = connection.execute(f"SELECT start_key, words, {fields} FROM traces WHERE id {among}", (chosen,))
+        documents = sorted((key, tokens.document(trace_row(values), words)) for key, words, *values in rows)
+        tokens.remove(connection, documents)
+    else:
+        tokens.outdate(connection)
+    connection.execute(f"DELETE FROM spans WHERE trace {among}", (chosen,))
+    connection.execute(f"DELETE FROM outbox WHERE trace {among}", (chosen,))
+    return connection.execute(f"DELETE FROM traces WHERE id {among}", (chosen,)).rowcount
+
+
+def bounded(connection: sqlite3.Connection, ids: list[int]) -> list[int]:
+    """Return as many of the traces, from the first, as are removed in one short transaction; one at least."""
+    counts = dict(
+        connection.execute(
+            "SELECT trace, count(*) FROM spans WHERE trace IN (SELECT value FROM json_each(?)) GROUP BY trace",
+            (json.dumps(ids),),
+        )
+    )
+    total = 0
+    for number, trace in enumerate(ids):
+        total += counts.get(trace, 0)
+        if number and total > CHUNK_SPANS:
+            return ids[:number]
+    return ids
+
+
+@dataclass(slots=True)
+class Excess:
+    """Which traces are over a limit, oldest first.
+
+    Attributes:
+        older_than_ns: Traces that started before are too old.
+        max_bytes: The size that the rows may take.
+    """
+
+    older_than_ns: int | None
+    max_bytes: int | None
+
+    def next_chunk(self, connection: sqlite3.Connection, undelivered: bool) -> list[int]:
+        """Return the next traces to remove, inside the transaction of the caller; none when within the limits.
+
+        Args:
+            undelivered: Choose among those that wait for delivery, instead of the others.
+        """
+        condition = _DELIVERED.removeprefix("NOT ") if undelivered else _DELIVERED
+        ids = self._oldest(connection, condition, self.older_than_ns) if self.older_than_ns is not None else []
+        if not ids and self.max_bytes is not None:
+            excess = used(connection) - self.max_bytes
+            if excess > 0:
+                ids = self._oldest(connection, condition, None)
+                ids = ids[: _share(connection, excess)]
+        return bounded(connection, ids)
+
+    def _oldest(self, connection: sqlite3.Connection, condition: str, before_ns: int | None) -> list[int]:
+        time = "" if before_ns is None else f"t.start_key < {before_ns:d} AND "
+        rows = connection.execute(
+            f"SELECT t.id FROM traces AS t WHERE {time}{condition} ORDER BY t.start_key LIMIT {CHUNK_TRACES}"
+        )
+        return [id for (id,) in rows]
+
+
+def _share(connection: sqlite3.Connection, excess: int) -> int:
+    """Return about how many traces take so many bytes, if all are of a size."""
+    count = connection.execute("SELECT count(*) FROM traces").fetchone()[0]
+    return max(1, min(CHUNK_TRACES, excess * count // max(1, used(connection))))
+
+
+def used(connection: sqlite3.Connection) -> int:
+    """Return the bytes that rows and indexes take, without pages that are free again."""
+    pages, free, size = (
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return (pages - free) * size
+
+
+def vacuum(connection: sqlite3.Connection) -> bool:
+    """Give some free pages back to the disk, but for a reserve; False when there are no more."""
+    pages, free = (
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "freelist_count")
+    )
+    surplus = free - pages // RESERVE
+    if surplus <= 0:
+        return False
+    connection.execute(f"PRAGMA incremental_vacuum({min(surplus, VACUUM_PAGES)})").fetchall()
+    return surplus > VACUUM_PAGES
