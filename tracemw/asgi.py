@@ -90,22 +90,18 @@ class TraceMiddleware:
             kind = message["type"]
             if kind == "http.response.start":
                 trailers = bool(message.get("trailers", False))
-                message = _response_started(request, message, headers) or message
-                await send(message)
+                await send(_response_started(request, message, headers) or message)
                 return
-            last = _is_last(message, kind, trailers)
             if kind == "http.response.body":
                 _body_sent(request, message)
-            if not last:
+            if not _is_last(message, kind, trailers):
                 await send(message)
-                return
-            if request.status is not None and request.status < 500:
-                # An adopted root ends inside its owner's `send`; what we know has to be on it by then.
-                request.settle()
+            elif request.status is not None and request.status < 500:
+                if request.adopted:  # its owner ends it inside `send`; what we know has to be on it by then
+                    request.settle()
                 await send(message)
                 request.end()
-            else:
-                # The exception behind a server error comes when its response has gone: the root waits for it.
+            else:  # the exception behind a server error comes when its response has gone: the root waits for it
                 request.note_end()
                 await send(message)
 
@@ -122,7 +118,8 @@ class TraceMiddleware:
             request.raised(exc)
             raise
         finally:
-            request.end()
+            if not request.ended:
+                request.end()
             otel_context.detach(token)
 
     async def _websocket(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:
@@ -306,13 +303,9 @@ def _response_started(request: RequestTrace, message: Message, headers: bool) ->
 def _with_headers(request: RequestTrace, message: Message) -> Message:
     """Return the message with our headers, where the application has not set them."""
     present = list(message.get("headers") or ())
-    names = {bytes(name).lower() for name, _ in present}
     ours = request.response_headers()
-    present += [
-        (name, value)
-        for name, value in ((n.encode("ascii"), v.encode("latin-1")) for n, v in ours)
-        if name not in names
-    ]
+    names = [bytes(name).lower() for name, _ in present]
+    present += [header for header in ours if header[0] not in names]
     return {**message, "headers": present}
 
 

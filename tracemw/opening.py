@@ -19,7 +19,7 @@ from tracemw.identity import Identity, IdentityReader
 from tracemw.pipeline import current as pipeline
 from tracemw.propagation import TrustPolicy, parse_traceparent
 from tracemw.record import TraceRecord, current_record, with_record
-from tracemw.request import KEY, RequestTrace
+from tracemw.request import KEY, RequestTrace, public
 from tracemw.settings import Settings
 
 # RFC 9110 and RFC 5789; other methods share one name, since anybody can invent more.
@@ -27,6 +27,7 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "
 OTHER_METHOD: Final = "_OTHER"
 
 _random = random.Random()
+_CLEAN: Final = Context()  # a request's root never becomes a child of what happens to be current
 
 
 class RequestTracer:
@@ -52,6 +53,7 @@ class RequestTracer:
         self._excluded_pattern = _pattern([p for p in settings.exclude if "*" in p])
         self._trust = TrustPolicy(settings.trust_traceparent)
         self._user = settings.user
+        self.knows_users = adapter is not None or settings.user is not None
         self._process = config.process_metadata()
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
@@ -88,21 +90,23 @@ class RequestTracer:
         attributes["http.request.method"] = "GET" if method == "WS" else name
         if name is OTHER_METHOD:
             attributes["http.request.method_original"] = method[:64]
-        span = None if self._is_excluded(path) else adopted_span(carrier)
-        if span is not None:
+        if path in self._excluded or (self._excluded_pattern is not None and self._excluded_pattern.match(path)):
+            pipeline().count("excluded")
+            request = self._suppressed(carrier, name)
+        elif (span := adopted_span(carrier)) is not None:
             request = self._adopt(carrier, span, name)
         else:
-            request = self._open_own(carrier, identity, name, path, attributes, peer)
-        self._enrich(request.record, identity, attributes)
-        request._claimed_user = identity.user_id
+            request = self._open_own(carrier, identity, name, attributes, peer)
+        self._enrich(request, identity, attributes)
         carrier[KEY] = request
         return request
 
-    def _enrich(self, record: TraceRecord, identity: Identity, attributes: dict[str, Any]) -> None:
+    def _enrich(self, request: RequestTrace, identity: Identity, attributes: dict[str, Any]) -> None:
+        record = request.record
         record.is_request = True
         record.client_request_id = identity.client_request_id
         record.session_id = identity.session_id
-        record.user_id = identity.user_id
+        record.user_id = request.claimed_user = identity.user_id
         record.attributes = attributes
         record.process = self._process
         if identity.discarded:
@@ -127,18 +131,14 @@ class RequestTracer:
         carrier: MutableMapping[str, Any],
         identity: Identity,
         name: str,
-        path: str,
         attributes: dict[str, Any],
         peer: str | None,
     ) -> RequestTrace:
-        if self._is_excluded(path):
-            pipeline().count("excluded")
-            return self._suppressed(carrier, name)
         if not (sampled := self._is_sampled()) and not self._keeps:
             pipeline().count("sampled_out")
             return self._suppressed(carrier, name)
         tracer, joined = provider.tracer(), provider.is_joined_now()
-        parent, links = Context(), ()
+        parent, links = _CLEAN, ()
         if identity.traceparent is not None:
             parent, links = self._remote(identity, carrier, peer, attributes)
         start_ns = time_ns()
@@ -146,7 +146,7 @@ class RequestTracer:
             name,
             context=parent,
             kind=SpanKind.SERVER,
-            attributes={k: v for k, v in attributes.items() if k != "url.query"} if joined else None,
+            attributes=public(attributes) if joined else None,
             links=links,
             start_time=start_ns,
         )
@@ -160,7 +160,7 @@ class RequestTracer:
         record.name = name
         if not sampled:
             record.held_back = []
-        context = with_record(trace_api.set_span_in_context(span, Context()), record)
+        context = with_record(trace_api.set_span_in_context(span, _CLEAN), record)
         return RequestTrace(self, carrier, record, span, context, "joined" if joined else "owned", name)
 
     def _suppressed(
@@ -202,11 +202,6 @@ class RequestTracer:
         attributes["tracemw.remote.trace_id"] = f"{remote.trace_id:032x}"
         attributes["tracemw.remote.span_id"] = f"{remote.span_id:016x}"
         return Context(), (Link(remote),)
-
-    def _is_excluded(self, path: str) -> bool:
-        if path in self._excluded:
-            return True
-        return self._excluded_pattern is not None and self._excluded_pattern.match(path) is not None
 
     def _is_sampled(self) -> bool:
         return self._rate is None or self._rate >= 1.0 or _random.random() < self._rate

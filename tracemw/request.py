@@ -23,6 +23,8 @@ KEY: Final = "tracemw.request"
 class Resolver(Protocol):
     """What a request's trace asks about the framework that handles it."""
 
+    knows_users: bool
+
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the template of the route that the framework chose."""
 
@@ -37,6 +39,11 @@ class RequestTrace:
         record: What is known about the trace.
         context: The OpenTelemetry context that the application runs in.
         status: The status code the client saw, None before the response starts.
+        adopted: The root is somebody else's, who ends it.
+        ended: The root has ended.
+        disconnected: The client went away.
+        failed: The protocol says that the server failed.
+        claimed_user: The user as the header has it.
     """
 
     __slots__ = (
@@ -47,7 +54,8 @@ class RequestTrace:
         "_carrier",
         "_span",
         "_mode",
-        "_claimed_user",
+        "adopted",
+        "claimed_user",
         "_method",
         "_started",
         "_first_byte",
@@ -55,7 +63,7 @@ class RequestTrace:
         "_size",
         "_exception",
         "_settled",
-        "_ended",
+        "ended",
         "_end_ns",
         "disconnected",
         "failed",
@@ -75,31 +83,22 @@ class RequestTrace:
         self.context = context
         self.status: int | None = None
         self.disconnected = False
-        self.failed = False  # the protocol says that the server failed
+        self.failed = False
         self._end_ns = 0
         self._resolver = resolver
         self._carrier = carrier
         self._span = span
+        self.adopted = mode == "adopted"
         self._mode = mode
         self._method = method
-        self._claimed_user = record.user_id
+        self.claimed_user = record.user_id
         self._started = perf_counter_ns()
         self._first_byte = 0
         self._chunks = 0
         self._size = 0
         self._exception: BaseException | None = None
         self._settled = False
-        self._ended = False
-
-    @property
-    def recording(self) -> bool:
-        """True where this request's trace is recorded."""
-        return self.record.recording
-
-    @property
-    def ended(self) -> bool:
-        """True once the root has ended."""
-        return self._ended
+        self.ended = False
 
     @property
     def may_be_empty(self) -> bool:
@@ -109,7 +108,8 @@ class RequestTrace:
     def response_started(self, status: int) -> None:
         """Take note of the status; the route and the authenticated user are known by now."""
         self.status = status
-        self._resolve_user()
+        if self._resolver.knows_users:
+            self._resolve_user()
 
     def body_sent(self, size: int) -> None:
         """Take note of a part of the body."""
@@ -121,75 +121,72 @@ class RequestTrace:
     @guarded()
     def raised(self, exc: BaseException) -> None:
         """Take note of an exception that left the application (or a part of it); the first one counts."""
-        if self._exception is not None or self._ended or not self.recording:
+        if self._exception is not None or self.ended or not self.record.recording:
             return
         self._exception = exc
         if isinstance(exc, Exception) and not self._left_by_client(exc) and self._span.is_recording():
             self._span.record_exception(exc)
 
     @guarded()
-    def settle(self, outcome: str | None = None) -> None:
+    def settle(self) -> None:
         """Write what is known onto the record, and onto a root span that others will see.
 
         For an adopted root this has to come before its owner can end it.
-
-        Args:
-            outcome: How the request ended, or None to conclude it.
         """
-        if self._settled or not self.recording:
-            return
-        self._settled = True
-        record = self.record
-        record.end_ns = self._end_ns or self._now()
-        record.outcome = outcome or self._outcome()
-        record.error = record.outcome == "error"
-        self._resolve_user()
-        self._describe(record)
-        if self._mode != "owned":
-            self._mirror(record)
+        self._settle()
 
     @guarded()
-    def end(self, outcome: str | None = None) -> None:
-        """End the root, once. Its duration is the one that was settled first.
-
-        Args:
-            outcome: How the request ended, or None to conclude it.
-        """
-        if self._ended:
+    def end(self) -> None:
+        """End the root, once. Its duration is the one that was settled first."""
+        if self.ended:
             return
-        self._ended = True
-        if not self.recording:
+        self.ended = True
+        if not self.record.recording:
             return
-        self.settle(outcome)
+        self._settle()
         record = self.record
-        if self._mode == "adopted":  # its owner ends it
+        if self.adopted:  # its owner ends it
             return
         if record.error:
             self._span.set_status(Status(StatusCode.ERROR, self._error_text()))
         self._span.end(record.end_ns)
 
+    def _settle(self) -> None:
+        if self._settled or not self.record.recording:
+            return
+        self._settled = True
+        record = self.record
+        record.end_ns = self._end_ns or self._now()
+        record.outcome = outcome = self._outcome()
+        record.error = outcome == "error"
+        if self.status is None and self._resolver.knows_users:
+            self._resolve_user()
+        self._describe(record)
+        if self._mode != "owned":
+            self._mirror(record)
+
+    def response_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that the response gets, unless the application has set them itself."""
+        record = self.record
+        headers = []
+        if (request_id := record.client_request_id) is not None:
+            headers.append((b"x-request-id", request_id.encode("latin-1", "replace")))
+        if record.recording:
+            trace_id = b"%032x" % record.trace_id
+            headers.append((b"x-trace-id", b"tr-" + trace_id))
+            timing = b'traceparent;desc="00-%b-%016x-01"' % (trace_id, record.root_span_id)
+            headers.append((b"server-timing", timing))
+        return headers
+
     def note_end(self) -> None:
         """Take note that the response is complete; the root ends then, though it is closed later."""
         if not self._end_ns:
             self._end_ns = self._now()
-        if self._mode == "adopted":
+        if self.adopted:
             self.settle()  # its owner ends it with the last part of the response
 
     def _now(self) -> int:
         return self.record.start_ns + perf_counter_ns() - self._started
-
-    def response_headers(self) -> list[tuple[str, str]]:
-        """Return the headers that the response gets, unless the application has set them itself."""
-        record, headers = self.record, []
-        if record.client_request_id is not None:
-            headers.append(("x-request-id", record.client_request_id))
-        if record.recording:
-            trace_id = f"{record.trace_id:032x}"
-            headers.append(("x-trace-id", f"tr-{trace_id}"))
-            headers.append(
-                ("server-timing", f'traceparent;desc="00-{trace_id}-{record.root_span_id:016x}-01"')
-            )
-        return headers
 
     # How it went.
 
@@ -240,18 +237,23 @@ class RequestTrace:
             return
         if self._mode == "joined":
             span.update_name(record.name)
-            span.set_attributes({k: v for k, v in record.attributes.items() if k != "url.query"})
+            span.set_attributes(public(record.attributes))
         span.set_attributes(mirrored(record))
 
     @guarded()
     def _resolve_user(self) -> None:
         """Let what server code knows of the user win over what a header claimed."""
         record = self.record
-        if not record.recording or record.user_id != self._claimed_user:
+        if record.user_id != self.claimed_user:  # set with `update_current_trace`
             return
         user = self._resolver.user(self._carrier)
         if user is not None:
-            record.user_id = self._claimed_user = user
+            record.user_id = self.claimed_user = user
+
+
+def public(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the root's attributes without the query string, which is redacted only when it is stored."""
+    return {key: value for key, value in attributes.items() if key != "url.query"}
 
 
 def _type_name(exc: BaseException) -> str:

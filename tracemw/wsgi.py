@@ -175,8 +175,8 @@ class _Response:
         if not self._headers:
             return None
         present = {name.lower() for name, _ in headers}
-        ours = self.request.response_headers()
-        return [*headers, *((n.title(), v) for n, v in ours if n not in present)]
+        ours = [(n.decode().title(), v.decode("latin-1")) for n, v in self.request.response_headers()]
+        return [*headers, *(header for header in ours if header[0].lower() not in present)]
 
     def _counting(self, write: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         """Wrap the `write` callable of old applications, so that what it sends counts."""

@@ -35,7 +35,6 @@ HELD_BACK_LIMIT: Final = 1000  # spans kept on a record until its trace is known
 class TraceProcessor(SpanProcessor):
     """Queues finished spans of recorded traces for the writer."""
 
-    @guarded()
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         scope = span.instrumentation_scope
         if scope is not None and scope.name in FRAMEWORK_SCOPES and span.kind is SpanKind.INTERNAL:
@@ -63,6 +62,7 @@ class TraceProcessor(SpanProcessor):
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return current().flush(timeout_millis / 1000)
 
+    @guarded()
     def _drop(self, span: Span, parent_context: Context | None) -> None:
         pipeline = current()
         record = current_record(parent_context)
