@@ -200,9 +200,7 @@ def _git_directory(folder: str) -> str | None:
         if os.path.isfile(path):  # a worktree or a submodule
             link = _read(path)
             path = (
-                os.path.join(folder, link.removeprefix("gitdir:").strip())
-                if link.startswith("gitdir:")
-                else path
+                os.path.join(folder, link.removeprefix("gitdir:").strip()) if link.startswith("gitdir:") else path
             )
         if os.path.exists(os.path.join(path, "HEAD")):
             return path
@@ -277,7 +275,7 @@ def without_credentials(url: str) -> str | None:
         return url if not at or is_path or re.fullmatch(r"[\w.-]+", user) else address or None
     authority, slash, path = rest.partition("/")
     user, at, host = authority.rpartition("@")
-    if not _HOST.fullmatch(host):  # a password with a slash in it, or the like
+    if not _HOST.fullmatch(host) or "@" in path:  # it may be a password with a slash in it
         return None
     keep = f"{user.partition(':')[0]}@" if at and scheme.endswith("ssh") else ""
     return f"{scheme}://{keep}{host}{slash}{re.split('[?#]', path)[0]}"
