@@ -36,7 +36,7 @@ def adapter_for(app: Any) -> Adapter | None:
     Args:
         app: A framework's application, or middleware around one (found through `.app`, `.wsgi_app`).
     """
-    for candidate in _layers(app):
+    for candidate in layers(app):
         for kind in type(candidate).__mro__:
             module = MODULES.get(kind.__module__.partition(".")[0])
             if module is not None and _is_application(kind):
@@ -49,7 +49,7 @@ def _is_application(kind: type) -> bool:
     return kind.__name__ in ("FastAPI", "Starlette", "Flask")
 
 
-def _layers(app: Any) -> list[Any]:
+def layers(app: Any) -> list[Any]:
     """Return the application and what it wraps, outermost first."""
     found: list[Any] = []
     while app is not None and len(found) < 50 and not any(app is one for one in found):

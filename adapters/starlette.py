@@ -1,0 +1,183 @@
+"""Starlette: templates of its routes, its authenticated user, and a place around its own error handler.
+
+What is used of Starlette: the public `routes`, `path_format`, `endpoint`, `user_middleware`, `middleware_stack`,
+and what its router puts into the scope (`endpoint`, `path_params`, `root_path`, in newer versions `route`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from tracemw.adapting import layers
+from tracemw.asgi import TraceMiddleware
+
+MAX_DEPTH = 20  # of applications mounted in one another
+
+
+class Named(NamedTuple):
+    """One way to an endpoint.
+
+    Attributes:
+        route: The route object that the framework chooses.
+        endpoint: What the framework puts into the scope for it.
+        mount: The template of what the route is mounted under, without parameters' values.
+        path: The route's own template; None where it only leads to further routes.
+    """
+
+    route: Any
+    endpoint: Any
+    mount: str
+    path: str | None
+
+
+class StarletteAdapter:
+    """Adapts one application.
+
+    Args:
+        app: The Starlette application.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self._named: dict[int, list[Named]] = {}
+        self._tables: list[list[Any]] = []
+        self._size = -1
+
+    def route(self, carrier: Mapping[str, Any]) -> str | None:
+        """Return the template of the route that the router chose: root path, mounts and the route's own path.
+
+        OpenTelemetry wants the application's root in `http.route`; the root path of server and proxy is that.
+        """
+        endpoint = carrier.get("endpoint")
+        if endpoint is None:
+            return None
+        chosen = self._chosen(endpoint, carrier)
+        root_path: str = carrier.get("root_path", "").rstrip("/")
+        if chosen is None:
+            own = getattr(carrier.get("route"), "path_format", None)
+            return None if own is None else root_path + own
+        if chosen.path is None:
+            return None
+        if chosen.mount:
+            mounted = _filled(chosen.mount, carrier)
+            app_root = carrier.get("app_root_path", "").rstrip("/")
+            root_path = root_path[: -len(mounted)] if root_path.endswith(mounted) else app_root
+        return root_path + chosen.mount + chosen.path
+
+    def user(self, carrier: Mapping[str, Any]) -> str | None:
+        """Return whom the AuthenticationMiddleware has authenticated."""
+        user = carrier.get("user")
+        if user is None or not getattr(user, "is_authenticated", False):
+            return None
+        try:
+            return str(user.identity)
+        except (AttributeError, NotImplementedError):  # SimpleUser has a name only
+            name = getattr(user, "display_name", None)
+            return None if name is None else str(name)
+
+    def prepare(self) -> None:
+        """Learn the routes."""
+        self._tables = []
+        self._named = {}
+        for named in self._walk(self.app.routes, ""):
+            self._named.setdefault(id(named.endpoint), []).append(named)
+        self._size = self._count()
+
+    def install(self, options: dict[str, Any]) -> None:
+        """Add the middleware to the application's stack, once, also when it is serving already."""
+        app = self.app
+        if any(entry.cls is TraceMiddleware for entry in app.user_middleware):
+            return
+        if app.middleware_stack is None:
+            app.add_middleware(TraceMiddleware, **options)
+        else:
+            self._wrap_stack(options)
+
+    def place_outermost(self, middleware: Any, options: dict[str, Any]) -> None:
+        """Stand around the framework's own error handler as well, if the middleware is a part of the stack.
+
+        What that handler answers then gets our headers, and is inside the root.
+        """
+        stack = self.app.middleware_stack
+        if stack is not middleware and any(layer is middleware for layer in layers(stack)):
+            self._wrap_stack(options)
+
+    def _wrap_stack(self, options: dict[str, Any]) -> None:
+        stack = self.app.middleware_stack
+        if not isinstance(stack, TraceMiddleware):
+            self.app.middleware_stack = TraceMiddleware(stack, **{**options, "adapter": self})
+
+    def _chosen(self, endpoint: Any, carrier: Mapping[str, Any]) -> Named | None:
+        found = self._named.get(id(endpoint))
+        if found is None or found[0].endpoint is not endpoint:
+            if self._count() == self._size:
+                return None
+            self.prepare()
+            found = self._named.get(id(endpoint))
+            if found is None:
+                return None
+        return found[0] if len(found) == 1 else _narrowed(found, carrier, self._selected(carrier))
+
+    def _selected(self, carrier: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the objects that may be the chosen route, as the router names it in the scope."""
+        return (carrier.get("route"),)
+
+    def _count(self) -> int:
+        """Return how many routes there are: another number than before means another route."""
+        return sum(map(len, self._tables))
+
+    def _walk(self, routes: list[Any], mount: str, depth: int = 0) -> Iterator[Named]:
+        self._tables.append(routes)
+        for route in list(routes):
+            yield from self._walk_route(route, mount, depth)
+
+    def _walk_route(self, route: Any, mount: str, depth: int) -> Iterator[Named]:
+        path = getattr(route, "path_format", None)
+        endpoint = getattr(route, "endpoint", None)
+        if endpoint is not None and path is not None:
+            yield Named(route, endpoint, mount, path)
+            return
+        inner = getattr(route, "app", None)
+        if inner is None:
+            return
+        below = _routes_of(inner)
+        own = "" if path is None else path.removesuffix("/{path}")
+        yield Named(route, inner, mount + own, None if path is None or below is not None else "/{path}")
+        if below is not None and depth < MAX_DEPTH:
+            yield from self._walk(below, mount + own, depth + 1)
+
+
+def make(app: Any) -> StarletteAdapter:
+    """Return the adapter of an application."""
+    return StarletteAdapter(app)
+
+
+def _routes_of(app: Any) -> list[Any] | None:
+    """Return the routes of a mounted application, which middleware may wrap; None where it has none."""
+    for layer in layers(app):
+        routes = getattr(layer, "routes", None)
+        if isinstance(routes, list):
+            return routes
+    return None
+
+
+def _narrowed(found: list[Named], carrier: Mapping[str, Any], selected: tuple[Any, ...]) -> Named | None:
+    """Choose among several ways to one endpoint: by the route, the mount, and at last the path."""
+    by_route = [n for n in found if any(n.route is route for route in selected)] or found
+    root_path = carrier.get("root_path", "").rstrip("/")
+    by_mount = [n for n in by_route if root_path.endswith(_filled(n.mount, carrier))] or by_route
+    if len(by_mount) > 1:
+        path = carrier.get("path", "")
+        by_mount.sort(key=lambda n: len(n.mount), reverse=True)
+        for named in by_mount:
+            if named.path is not None and path.endswith(_filled(named.mount + named.path, carrier)):
+                return named
+    return by_mount[0]
+
+
+def _filled(template: str, carrier: Mapping[str, Any]) -> str:
+    """Put the values of this request into a template."""
+    for name, value in (carrier.get("path_params") or {}).items():
+        template = template.replace(f"{{{name}}}", str(value))
+    return template
