@@ -1,0 +1,95 @@
+"""Exceptions that leave a span's code: what is recorded of them."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, Final
+
+from opentelemetry.trace import Status, StatusCode
+
+EVENT: Final = "exception"
+TYPE: Final = "exception.type"
+MESSAGE: Final = "exception.message"
+STACKTRACE: Final = "exception.stacktrace"
+
+MESSAGE_LIMIT: Final = 4_000  # characters
+STACKTRACE_LIMIT: Final = 32_000
+
+
+def outcome_of(exc: BaseException) -> str | None:
+    """Return how a span ended that was left by this exception; None where that is an error.
+
+    What is no `Exception` is no error: a task was cancelled, a generator closed, the process told to stop.
+    """
+    if isinstance(exc, Exception):
+        return None
+    if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+        return "interrupted"
+    children = getattr(exc, "exceptions", None)  # BaseExceptionGroup, Python 3.11
+    if isinstance(children, tuple) and any(outcome_of(child) is None for child in children):
+        return None
+    return "cancelled"
+
+
+def exception_attributes(exc: BaseException) -> dict[str, str]:
+    """Return the attributes of an `exception` event, bounded in size."""
+    try:
+        trace = "".join(traceback.format_exception(exc))
+    except Exception:  # an exception group or a frame that cannot be formatted
+        trace = f"{_type_name(exc)}: {_message(exc)}"
+    return {
+        TYPE: _type_name(exc),
+        MESSAGE: _bounded(_message(exc), MESSAGE_LIMIT),
+        STACKTRACE: _tail(_clean(trace), STACKTRACE_LIMIT),
+    }
+
+
+def description(exc: BaseException) -> str:
+    """Return the status description: `ValueError: boom`."""
+    return _bounded(f"{_type_name(exc)}: {_message(exc)}", MESSAGE_LIMIT)
+
+
+def record_exception(span: Any, exc: BaseException) -> None:
+    """Record an exception on an OpenTelemetry span as one event, and mark the span as failed.
+
+    The same exception is recorded once, though the application may have recorded it before it let it go.
+    """
+    attributes = exception_attributes(exc)
+    if not _is_recorded(span, attributes):
+        span.add_event(EVENT, attributes)
+    span.set_status(Status(StatusCode.ERROR, description(exc)))
+
+
+def _is_recorded(span: Any, attributes: dict[str, str]) -> bool:
+    for event in reversed(getattr(span, "events", None) or ()):
+        if event.name == EVENT:
+            before = event.attributes or {}
+            return before.get(MESSAGE) == attributes[MESSAGE] and str(before.get(TYPE, "")).endswith(
+                attributes[TYPE]
+            )
+    return False
+
+
+def _type_name(exc: BaseException) -> str:
+    return type(exc).__name__
+
+
+def _message(exc: BaseException) -> str:
+    try:
+        return _clean(str(exc))
+    except Exception:
+        return "(its text cannot be had)"
+
+
+def _clean(text: str) -> str:
+    """Return text that can be encoded: a lone surrogate is written as its escape."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _bounded(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+def _tail(text: str, limit: int) -> str:
+    """Cut a stack trace at its beginning: its end says what happened."""
+    return text if len(text) <= limit else f"({len(text)} characters) …{text[-limit:]}"

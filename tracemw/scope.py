@@ -1,0 +1,411 @@
+"""One span of ours while it is open: begun, current, ended. What `@trace` and `start_span` have in common.
+
+A scope remembers the OpenTelemetry context that it found and the one it made. It is left by putting the former
+back, not by a token: a token cannot be used in another `contextvars.Context`, where a generator or a dependency may
+well be finished, and OpenTelemetry would log an error there.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter_ns, time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace as trace_api
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode
+
+from tracemw import config, pipeline, provider
+from tracemw._redact import DEFAULT_REDACTOR, Redactor
+from tracemw.capture import attribute_value, dumps
+from tracemw.failure import outcome_of, record_exception
+from tracemw.guard import report
+from tracemw.record import RECORD_KEY, TraceRecord, record_of, with_record
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, Span
+
+INPUTS: Final = "mlflow.spanInputs"
+OUTPUTS: Final = "mlflow.spanOutputs"
+SPAN_TYPE: Final = "mlflow.spanType"
+FUNCTION_NAME: Final = "mlflow.spanFunctionName"
+DESCRIPTION: Final = "mlflow.spanDescription"
+LOG_LEVEL: Final = "mlflow.spanLogLevel"
+OUTCOME: Final = "tracemw.outcome"
+
+DEFAULTS_KEY: Final = otel_context.create_key("tracemw-defaults")
+
+_random = random.Random()
+
+
+class Defaults:
+    """What `tracemw.context(...)` says about the traces that begin inside it.
+
+    Attributes:
+        enabled: False suppresses, True allows although `disable()` was called, None leaves it as it is.
+        suppressed: The record that `enabled=False` has taken out of the context.
+    """
+
+    __slots__ = ("metadata", "tags", "session_id", "user", "enabled", "suppressed")
+
+    def __init__(
+        self,
+        metadata: Mapping[str, Any],
+        tags: Mapping[str, Any],
+        session_id: str | None,
+        user: str | None,
+        enabled: bool | None,
+        suppressed: TraceRecord | None = None,
+    ) -> None:
+        self.metadata = metadata
+        self.tags = tags
+        self.session_id = session_id
+        self.user = user
+        self.enabled = enabled
+        self.suppressed = suppressed
+
+    def apply(self, record: TraceRecord) -> None:
+        """Write them onto a new record."""
+        record.update(tags=self.tags, metadata=self.metadata, session_id=self.session_id, user=self.user)
+
+
+class Runtime:
+    """What the hot path needs of the settings, made anew when they change."""
+
+    __slots__ = ("generation", "redactor", "capture_inputs", "capture_outputs", "processors", "rate", "keeps")
+
+    def __init__(self) -> None:
+        self.generation = config.generation()
+        settings = config.settings()
+        self.redactor = DEFAULT_REDACTOR if settings.redact is None else Redactor(settings.redact)
+        self.capture_inputs = settings.capture_inputs
+        self.capture_outputs = settings.capture_outputs
+        self.processors: tuple[Callable[[Any], Any], ...] = settings.span_processors
+        self.rate = settings.sample_rate
+        self.keeps = settings.keep_errors or settings.keep_slower_than is not None
+
+
+_runtime: Runtime | None = None
+
+
+def runtime() -> Runtime:
+    """Return what is in force."""
+    global _runtime
+    now = _runtime
+    if now is None or now.generation != config.generation():
+        now = _runtime = Runtime()
+    return now
+
+
+def encoded(value: object) -> str:
+    """Return JSON text of any value, bounded and redacted; never raises."""
+    return dumps(value, redactor=runtime().redactor)
+
+
+def encoded_attribute(key: str, value: object) -> Any:
+    """Return what OpenTelemetry takes as the attribute: MLflow's own keys hold JSON text, others plain values."""
+    return encoded(value) if key.startswith("mlflow.") else attribute_value(key, value, redactor=runtime().redactor)
+
+
+class Scope:
+    """One open span of ours and the context it is current in.
+
+    Attributes:
+        span: The OpenTelemetry span; not recording where the trace is not sampled.
+        record: The record of the trace that it belongs to.
+        context: The context with the span in it.
+        previous: The context that was current before.
+    """
+
+    __slots__ = ("span", "record", "context", "previous", "_wall_ns", "_started", "is_root")
+
+    def __init__(
+        self, span: Span, record: TraceRecord, context: Context, previous: Context, wall_ns: int, started: int
+    ) -> None:
+        self.span = span
+        self.record = record
+        self.context = context
+        self.previous = previous
+        self._wall_ns = wall_ns
+        self._started = started
+        self.is_root = not record.is_request and span.get_span_context().span_id == record.root_span_id
+
+    def now_ns(self) -> int:
+        """Return the present, counted from the start by a clock that nobody sets."""
+        return self._wall_ns + perf_counter_ns() - self._started
+
+    def enter(self) -> None:
+        """Make the span current."""
+        otel_context.attach(self.context)
+
+    def leave(self) -> None:
+        """Make current what was before; does nothing where another context has taken over."""
+        if otel_context.get_current() is self.context:
+            otel_context.attach(self.previous if not _strays else _past_strays(self.previous))
+        else:
+            _stray(self.context, self.previous)
+
+    def fail(self, exc: BaseException) -> None:
+        """Take note of an exception that left the span's code."""
+        span, outcome = self.span, outcome_of(exc)
+        if outcome is None:
+            record_exception(span, exc)
+        else:
+            span.set_attribute(OUTCOME, outcome)
+            if self.is_root:
+                self.record.outcome = outcome
+
+    def end(self) -> None:
+        """End the span, unless its code has done that."""
+        if self.span.is_recording():
+            end_span(self.span, self.record, self.now_ns())
+
+
+# Contexts that were left while another, entered later, was still current: by their identity, with the context to
+# go on to. Whoever leaves the later one steps over them. Only badly nested spans come here; a bound is enough.
+_strays: dict[int, tuple[Context, Context]] = {}
+_STRAYS: Final = 200
+
+
+def _stray(context: Context, previous: Context) -> None:
+    _strays[id(context)] = (context, previous)
+    while len(_strays) > _STRAYS:
+        _strays.pop(next(iter(_strays)), None)
+
+
+def _past_strays(context: Context) -> Context:
+    while (found := _strays.get(id(context))) is not None and found[0] is context:
+        context = found[1]
+    return context
+
+
+# Begin
+
+
+def tracing_is_on(context: Context) -> bool:
+    """True unless tracing is off: for the process, and not switched on for this context."""
+    if config.enabled():
+        return True
+    defaults: Defaults | None = context.get(DEFAULTS_KEY)
+    return defaults is not None and defaults.enabled is True
+
+
+def open_scope(
+    name: str,
+    attributes: Mapping[str, Any],
+    *,
+    context: Context | None = None,
+    links: Sequence[Link] = (),
+    rate: float | None = None,
+    start_ns: int | None = None,
+) -> Scope | None:
+    """Begin a span below what is current, or a trace where nothing is; it is not made current yet.
+
+    Args:
+        name: The span's name.
+        attributes: As OpenTelemetry takes them.
+        context: Below this context, instead of the current one.
+        links: The span's links.
+        rate: The share of traces to sample where one begins here, instead of the settings' rate.
+        start_ns: When the span began, if not now.
+
+    Returns:
+        The scope, or None where nothing is to be recorded.
+    """
+    previous = otel_context.get_current() if context is None else context
+    if not tracing_is_on(previous):
+        return None
+    record: TraceRecord | None = previous.get(RECORD_KEY)
+    if record is None:
+        return begin_trace(name, attributes, previous, links=links, rate=rate, start_ns=start_ns)
+    if not record.recording:
+        return None
+    return _start(name, attributes, previous, record, links, start_ns)
+
+
+def begin_trace(
+    name: str,
+    attributes: Mapping[str, Any],
+    context: Context,
+    *,
+    links: Sequence[Link] = (),
+    rate: float | None = None,
+    start_ns: int | None = None,
+) -> Scope:
+    """Begin a trace (or our part of one) in a context that carries no record.
+
+    The current span may be the application's own, or a remote caller's: then ours is its child, and has a record
+    of its own unless we know that trace already.
+    """
+    parent = trace_api.get_current_span(context).get_span_context()
+    if parent.is_valid and (known := _known(parent)) is not None:
+        return _start(name, attributes, context, known, links, start_ns)
+    now = runtime()
+    sampled = _is_sampled(now.rate if rate is None else rate, parent.trace_id)
+    if not sampled and not now.keeps:
+        return _suppressed(context)
+    links = (*links, *_pending_links(context))
+    scope = _start(name, attributes, context, None, links, start_ns)
+    record = scope.record
+    if record.recording:
+        if not sampled:
+            record.held_back = []
+        defaults: Defaults | None = context.get(DEFAULTS_KEY)
+        if defaults is not None:
+            defaults.apply(record)
+    return scope
+
+
+def _start(
+    name: str,
+    attributes: Mapping[str, Any],
+    context: Context,
+    record: TraceRecord | None,
+    links: Sequence[Link],
+    start_ns: int | None,
+) -> Scope:
+    started, wall_ns = perf_counter_ns(), time_ns()
+    begin_ns = wall_ns if start_ns is None else start_ns
+    span = provider.tracer().start_span(
+        name, context, SpanKind.INTERNAL, attributes, links, begin_ns, False, False
+    )
+    inner = trace_api.set_span_in_context(span, context)
+    if record is None or record.trace_id != span.get_span_context().trace_id:
+        record = _record_for(span, name, begin_ns)
+        inner = with_record(inner, record)
+    return Scope(span, record, inner, context, wall_ns, started)
+
+
+def _record_for(span: Any, name: str, start_ns: int) -> TraceRecord:
+    """Return the record of a span that is the first of ours in its trace, as far as the context tells."""
+    ids: SpanContext = span.get_span_context()
+    if not span.is_recording():
+        return TraceRecord(ids.trace_id, ids.span_id, recording=False)
+    known = _known(ids)
+    if known is not None:
+        return known
+    record = TraceRecord(ids.trace_id, ids.span_id)
+    record.has_parent = span.parent is not None
+    record.name = name
+    record.start_ns = start_ns
+    record.process = config.process_metadata()
+    return record
+
+
+def _known(ids: SpanContext) -> TraceRecord | None:
+    """Return the living record of a trace which a context without record belongs to.
+
+    Of a foreign trace, our part may have ended: what comes then begins another part.
+    """
+    record = record_of(ids.trace_id)
+    return None if record is None or (record.ended and record.has_parent) else record
+
+
+def _suppressed(context: Context) -> Scope:
+    """Return a scope in which nothing of ours is recorded.
+
+    On the application's own provider only our spans are left out: what its pipeline gets without us, it gets with
+    us.
+    """
+    pipeline.current().count("sampled_out")
+    ids = SpanContext(_random.getrandbits(128) or 1, _random.getrandbits(64) or 1, is_remote=False)
+    span = NonRecordingSpan(ids)
+    record = TraceRecord(ids.trace_id, ids.span_id, recording=False)
+    provider.tracer()  # takes note whether the application has a provider of its own
+    inner = context if provider.is_joined_now() else trace_api.set_span_in_context(span, context)
+    return Scope(span, record, with_record(inner, record), context, time_ns(), perf_counter_ns())
+
+
+def _is_sampled(rate: float | None, trace_id: int) -> bool:
+    """Decide for a trace; the parts of a foreign one (its id is known) are kept or left together."""
+    if rate is None or rate >= 1.0:
+        return True
+    if trace_id:
+        return (trace_id & 0xFFFFFFFFFFFFFFFF) < rate * 2**64
+    return _random.random() < rate
+
+
+def _pending_links(context: Context) -> Sequence[Link]:
+    from tracemw.propagation import pending_links
+
+    return pending_links(context)
+
+
+# End
+
+
+class _LastActive:
+    trace_id: str | None = None
+
+
+_last = _LastActive()
+_last_of_thread = threading.local()
+
+
+def note_trace_ended(record: TraceRecord) -> None:
+    """Remember the trace for `get_last_active_trace_id`."""
+    _last.trace_id = _last_of_thread.trace_id = f"tr-{record.trace_id:032x}"
+
+
+def last_trace_id(thread_local: bool) -> str | None:
+    """Return the trace whose root ended last, in this process or in this thread."""
+    return getattr(_last_of_thread, "trace_id", None) if thread_local else _last.trace_id
+
+
+def end_span(span: Any, record: TraceRecord | None, end_ns: int | None) -> None:
+    """End a span; of a root of the API, first write onto the record how it went.
+
+    Args:
+        span: The OpenTelemetry span.
+        record: The record of its trace, if we record that.
+        end_ns: When it ended, if not now.
+    """
+    if runtime().processors:
+        run_processors(span, record)
+    if (
+        record is not None
+        and not record.is_request
+        and record.root_span_id == span.get_span_context().span_id
+    ):
+        end_ns = time_ns() if end_ns is None else end_ns
+        settle_root(span, record, end_ns)
+    span.end(end_ns)
+
+
+def settle_root(span: Any, record: TraceRecord, end_ns: int) -> None:
+    """Write onto the record how a root of the API went; its end then makes the processor queue the record."""
+    attributes = getattr(span, "attributes", None) or {}
+    record.inputs = attributes.get(INPUTS)
+    record.outputs = attributes.get(OUTPUTS)
+    record.end_ns = end_ns
+    status = getattr(span, "status", None)
+    record.error = status is not None and status.status_code is StatusCode.ERROR
+    if record.error:
+        record.outcome = "error"
+    elif record.outcome is None:
+        record.outcome = "completed"
+    if provider.is_joined_now():  # other exporters will see the root: as its last attributes, since the SDK evicts
+        from tracemw.pipeline.encode import mirrored
+
+        span.set_attributes(mirrored(record))
+    note_trace_ended(record)
+
+
+def run_processors(span: Any, record: TraceRecord | None) -> None:
+    """Call the `span_processors` of the settings on a span that is about to end; they may change it.
+
+    Args:
+        span: The OpenTelemetry span, still recording.
+        record: The record of its trace.
+    """
+    from tracemw.livespan import LiveSpan
+
+    live = LiveSpan(span, record)
+    for processor in runtime().processors:
+        try:
+            processor(live)
+        except Exception as exc:
+            report(f"span_processors: {getattr(processor, '__qualname__', processor)!r}", exc)
