@@ -13,7 +13,7 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 
-from tracemw import config, decorator, provider
+from tracemw import config, provider, stamps
 from tracemw.adapting import Adapter, adapter_for
 from tracemw.errors import SettingError
 from tracemw.guard import guarded
@@ -171,7 +171,7 @@ class TraceMiddleware:
         tracer = self._tracer
         if tracer is None or self._generation != config.generation():
             tracer = self._compile(scope)
-        if self._traced_generation != decorator.generation:
+        if self._traced_generation != stamps.generation:
             self._prepare_again()
         if "fastapi.telemetry" not in scope and provider.is_joined_now():
             # We stand outside of a framework that would open a second root: one trace per request.
@@ -219,9 +219,9 @@ class TraceMiddleware:
 
     @guarded()
     def _prepare_again(self) -> None:
-        if self._traced_generation == decorator.generation:
+        if self._traced_generation == stamps.generation:
             return
-        self._traced_generation = decorator.generation
+        self._traced_generation = stamps.generation
         if self._adapter is not None:
             self._adapter.prepare()
 

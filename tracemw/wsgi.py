@@ -13,7 +13,7 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 
-from tracemw import config, decorator, provider
+from tracemw import config, provider, stamps
 from tracemw.adapting import Adapter, adapter_for
 from tracemw.guard import guarded
 from tracemw.opening import RequestTracer
@@ -79,7 +79,7 @@ class WSGITraceMiddleware:
         tracer = self._tracer
         if tracer is None or self._generation != config.generation():
             tracer = self._compile()
-        if self._traced_generation != decorator.generation:
+        if self._traced_generation != stamps.generation:
             self._prepare()
         identity = tracer.identity.from_environ(environ)
         path = _wsgi_text(environ.get("SCRIPT_NAME", "")) + _wsgi_text(environ.get("PATH_INFO", ""))
@@ -115,9 +115,9 @@ class WSGITraceMiddleware:
         if not self._looked_for_adapter:
             self._adapter = adapter_for(self.app)
             self._looked_for_adapter = True
-        if self._traced_generation == decorator.generation:
+        if self._traced_generation == stamps.generation:
             return
-        self._traced_generation = decorator.generation
+        self._traced_generation = stamps.generation
         if self._adapter is not None:
             self._adapter.prepare()
 
