@@ -17,7 +17,9 @@ set `access_log_format` to `GUNICORN_ACCESS_FORMAT` in its configuration.
 from __future__ import annotations
 
 import logging
-from typing import Final
+import re
+from collections.abc import Mapping
+from typing import Any, Final
 
 from opentelemetry import trace as trace_api
 
@@ -25,9 +27,8 @@ from tracemw.record import TraceRecord, current_record
 
 FIELDS: Final = ("trace_id", "span_id", "client_request_id", "session_id", "user_id")
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s [%(trace_id)s %(client_request_id)s] %(message)s"
-SUFFIX: Final = (
-    " trace_id=%(trace_id)s client_request_id=%(client_request_id)s session_id=%(session_id)s user_id=%(user_id)s"
-)
+
+_QUOTED: Final = re.compile(r'["\\]')
 
 # gunicorn's own default, and the two headers that the middleware puts on every response.
 GUNICORN_ACCESS_FORMAT: Final = (
@@ -69,12 +70,12 @@ class _Appending(logging.Formatter):
     """Another formatter's text with the ids at the end of its first line."""
 
     def __init__(self, inner: logging.Formatter) -> None:
-        super().__init__(SUFFIX)
+        super().__init__()
         self.inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
         first, newline, rest = self.inner.format(record).partition("\n")
-        return f"{first}{self.formatMessage(record)}{newline}{rest}"
+        return f"{first} {_pairs(record.__dict__)}{newline}{rest}"
 
 
 def install(logger: logging.Logger | str | None = None, *, append: bool = False) -> None:
@@ -97,6 +98,32 @@ def install(logger: logging.Logger | str | None = None, *, append: bool = False)
             handler.addFilter(TraceContextFilter())
         if append and not isinstance(handler.formatter, _Appending):
             handler.setFormatter(_Appending(handler.formatter or logging.Formatter()))
+
+
+def describe(record: TraceRecord | None) -> str:
+    """Return the ids of a trace as one phrase for a log line.
+
+    Args:
+        record: The trace's record, None outside a request.
+
+    Returns:
+        `trace_id=tr-... client_request_id=... session_id=... user_id=...`, `-` where there is none; values
+        with blanks or quotes are quoted.
+    """
+    return _pairs(_ids(record))
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={_word(values.get(name) or '-')}" for name in FIELDS if name != "span_id")
+
+
+def _word(value: object) -> str:
+    text = _on_one_line(str(value))
+    return f'"{_QUOTED.sub(_escaped, text)}"' if _QUOTED.search(text) or " " in text else text
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\{found.group()}"
 
 
 def _ids(record: TraceRecord | None) -> dict[str, str]:
