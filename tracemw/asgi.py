@@ -15,6 +15,7 @@ from opentelemetry import context as otel_context
 
 from tracemw import config, provider, stamps
 from tracemw.adapting import Adapter, adapter_for
+from tracemw.bodies import Tee, content_type
 from tracemw.errors import SettingError
 from tracemw.guard import guarded
 from tracemw.opening import RequestTracer
@@ -83,14 +84,18 @@ class TraceMiddleware:
 
     async def _http(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:
         trailers = False
-        headers = self._tracer is not None and self._tracer.response_headers
+        tracer = self._tracer
+        assert tracer is not None  # it opened the request
+        headers, keep_body = tracer.response_headers, tracer.keeps_response_body
+        if tracer.keeps_request_body and request.record.recording:
+            request.request_body = Tee(content_type(scope.get("headers") or ()))
 
         async def traced_send(message: Message) -> None:
             nonlocal trailers
             kind = message["type"]
             if kind == "http.response.start":
                 trailers = bool(message.get("trailers", False))
-                await send(_response_started(request, message, headers) or message)
+                await send(_response_started(request, message, headers, keep_body) or message)
                 return
             if kind == "http.response.body":
                 _body_sent(request, message)
@@ -109,6 +114,8 @@ class TraceMiddleware:
             message = await receive()
             if message["type"] == "http.disconnect":
                 request.disconnected = True
+            elif request.request_body is not None:
+                request.request_body.add(message.get("body"))
             return message
 
         token = otel_context.attach(request.context)
@@ -295,8 +302,12 @@ _FAILED_CLOSES = frozenset({1002, 1003, 1007, 1009, 1010, 1011, 1012, 1013, 1014
 
 
 @guarded()
-def _response_started(request: RequestTrace, message: Message, headers: bool) -> Message | None:
+def _response_started(
+    request: RequestTrace, message: Message, headers: bool, keep_body: bool
+) -> Message | None:
     request.response_started(int(message["status"]))
+    if keep_body and request.record.recording:
+        request.response_body = Tee(content_type(message.get("headers") or ()))
     return _with_headers(request, message) if headers else None
 
 
@@ -311,7 +322,10 @@ def _with_headers(request: RequestTrace, message: Message) -> Message:
 
 @guarded()
 def _body_sent(request: RequestTrace, message: Message) -> None:
-    request.body_sent(len(message.get("body") or b""))
+    body = message.get("body") or b""
+    request.body_sent(len(body))
+    if request.response_body is not None:
+        request.response_body.add(body)
 
 
 def _is_last(message: Message, kind: str, trailers: bool) -> bool:

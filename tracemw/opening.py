@@ -41,6 +41,8 @@ class RequestTracer:
     def __init__(self, settings: Settings, adapter: Adapter | None = None) -> None:
         self.adapter = adapter
         self.response_headers = settings.response_headers
+        self.keeps_request_body = settings.capture_request_body
+        self.keeps_response_body = settings.capture_response_body
         self.identity = IdentityReader(
             _names(settings.request_id_header),
             _names(settings.session_id_header),

@@ -12,12 +12,15 @@ from typing import Any, Final, Protocol
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode
 
+from tracemw.bodies import REQUEST, RESPONSE, Tee
 from tracemw.guard import guarded
 from tracemw.pipeline.encode import mirrored
 from tracemw.record import TraceRecord
 
 # Under this key of the scope or environ stands the request's trace: whoever finds it there enriches it.
 KEY: Final = "tracemw.request"
+
+_REDACTED_LATER: Final = frozenset({"url.query", REQUEST, RESPONSE})
 
 
 class Resolver(Protocol):
@@ -44,6 +47,8 @@ class RequestTrace:
         disconnected: The client went away.
         failed: The protocol says that the server failed.
         claimed_user: The user as the header has it.
+        request_body: Keeps a copy, where the settings ask for it.
+        response_body: Likewise.
     """
 
     __slots__ = (
@@ -67,6 +72,8 @@ class RequestTrace:
         "_end_ns",
         "disconnected",
         "failed",
+        "request_body",
+        "response_body",
     )
 
     def __init__(
@@ -84,6 +91,8 @@ class RequestTrace:
         self.status: int | None = None
         self.disconnected = False
         self.failed = False
+        self.request_body: Tee | None = None
+        self.response_body: Tee | None = None
         self._end_ns = 0
         self._resolver = resolver
         self._carrier = carrier
@@ -225,6 +234,10 @@ class RequestTrace:
             attributes["tracemw.ttfb_ms"] = round((self._first_byte - self._started) / 1e6, 3)
             attributes["tracemw.chunks"] = self._chunks
             attributes["http.response.body.size"] = self._size
+        if self.request_body is not None:
+            attributes.update(self.request_body.attributes(REQUEST))
+        if self.response_body is not None:
+            attributes.update(self.response_body.attributes(RESPONSE))
         if record.error:
             exc = self._exception
             attributes["error.type"] = _type_name(exc) if exc is not None else str(self.status or "no_response")
@@ -252,8 +265,8 @@ class RequestTrace:
 
 
 def public(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the root's attributes without the query string, which is redacted only when it is stored."""
-    return {key: value for key, value in attributes.items() if key != "url.query"}
+    """Return the root's attributes without query string and bodies, which are redacted only when stored."""
+    return {key: value for key, value in attributes.items() if key not in _REDACTED_LATER}
 
 
 def _type_name(exc: BaseException) -> str:

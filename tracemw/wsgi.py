@@ -15,6 +15,7 @@ from opentelemetry import context as otel_context
 
 from tracemw import config, provider, stamps
 from tracemw.adapting import Adapter, adapter_for
+from tracemw.bodies import Tee, TeeInput, content_type
 from tracemw.guard import guarded
 from tracemw.opening import RequestTracer
 from tracemw.request import KEY, RequestTrace
@@ -58,8 +59,8 @@ class WSGITraceMiddleware:
         request = self._open(environ)
         if request is None:
             return self.app(environ, start_response)
-        assert self._tracer is not None
-        response = _Response(request, contextvars.copy_context(), self._tracer.response_headers)
+        assert self._tracer is not None  # it opened the request
+        response = _Response(request, contextvars.copy_context(), self._tracer)
         return response.run(self.app, environ, start_response)
 
     def _enrich(
@@ -125,17 +126,21 @@ class WSGITraceMiddleware:
 class _Response:
     """One response on its way: runs the application and its body in the request's context."""
 
-    __slots__ = ("request", "_context", "_headers", "_entered")
+    __slots__ = ("request", "_context", "_headers", "_keeps_request_body", "_keeps_response_body", "_entered")
 
-    def __init__(self, request: RequestTrace, context: contextvars.Context, headers: bool) -> None:
+    def __init__(self, request: RequestTrace, context: contextvars.Context, tracer: RequestTracer) -> None:
         self.request = request
         self._context = context
-        self._headers = headers
+        self._headers = tracer.response_headers
+        self._keeps_request_body = tracer.keeps_request_body and request.record.recording
+        self._keeps_response_body = tracer.keeps_response_body and request.record.recording
         self._entered = False
 
     def run(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Call the application and wrap what it answers."""
         request = self.request
+        if self._keeps_request_body:
+            self._tee_input(environ)
         try:
             body = self.inside(self._call, app, environ, start_response)
         except BaseException as exc:
@@ -172,6 +177,8 @@ class _Response:
     @guarded()
     def _started(self, status: str, headers: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
         self.request.response_started(int(status[:3]))
+        if self._keeps_response_body:
+            self.request.response_body = Tee(content_type(headers))
         if not self._headers:
             return None
         present = {name.lower() for name, _ in headers}
@@ -182,10 +189,22 @@ class _Response:
         """Wrap the `write` callable of old applications, so that what it sends counts."""
 
         def counting_write(data: bytes) -> Any:
-            self.request.body_sent(len(data))
+            self.sent(data)
             return write(data)
 
         return counting_write
+
+    @guarded()
+    def sent(self, part: Any) -> None:
+        """Take note of a part of the body."""
+        self.request.body_sent(len(part))
+        if self.request.response_body is not None:
+            self.request.response_body.add(part)
+
+    @guarded()
+    def _tee_input(self, environ: Environ) -> None:
+        tee = self.request.request_body = Tee(environ.get("CONTENT_TYPE", ""))
+        environ["wsgi.input"] = TeeInput(environ["wsgi.input"], tee)
 
     @guarded()
     def _wrap(self, body: Any, environ: Environ) -> Iterable[bytes] | None:
@@ -241,7 +260,7 @@ class _Body:
             self._exhausted = True
             response.request.raised(exc)
             raise
-        response.request.body_sent(len(part) if isinstance(part, (bytes, bytearray)) else 0)
+        response.sent(part)
         return part
 
     def close(self) -> None:

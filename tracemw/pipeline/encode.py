@@ -9,7 +9,8 @@ from typing import Any, Final
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
-from tracemw.capture import Redactor, redact_text
+from tracemw.bodies import REQUEST, RESPONSE
+from tracemw.capture import Redactor, redact_json_text, redact_text
 from tracemw.previews import request_preview, response_preview
 from tracemw.record import TraceRecord
 from tracemw.store.rows import SpanRow, TraceRow
@@ -36,8 +37,7 @@ def span_row(record: TraceRecord | None, span: ReadableSpan, redactor: Redactor)
     if record is not None:
         if context.span_id == record.root_span_id:
             attributes = {**attributes, **record.attributes, **_identity(record)}
-            if "url.query" in attributes:
-                attributes["url.query"] = redact_text(attributes["url.query"], redactor)
+            _redact(attributes, redactor)
             name, start, end = record.name or name, record.start_ns or start, record.end_ns or end
         else:
             parent_id = record.parent_of_kept(parent_id)
@@ -58,6 +58,15 @@ def span_row(record: TraceRecord | None, span: ReadableSpan, redactor: Redactor)
         links=_links(span.links),
         scope=span.instrumentation_scope.name if span.instrumentation_scope else None,
     )
+
+
+def _redact(attributes: dict[str, Any], redactor: Redactor) -> None:
+    """Mask what looks secret in the query string and in the copies of bodies."""
+    if "url.query" in attributes:
+        attributes["url.query"] = redact_text(attributes["url.query"], redactor)
+    for name in (REQUEST, RESPONSE):
+        if name in attributes:
+            attributes[name] = redact_json_text(attributes[name], redactor)
 
 
 def trace_row(record: TraceRecord) -> TraceRow:

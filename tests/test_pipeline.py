@@ -1,0 +1,186 @@
+"""The pipeline: nothing is lost silently, a request never waits, and a broken store breaks nothing else."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import set_span_in_context
+
+from tracemw import guard
+from tracemw.errors import StoreError
+from tracemw.pipeline import writer
+from tracemw.pipeline.local import StoreSink
+from tracemw.pipeline.writer import Pipeline
+from tracemw.record import TraceRecord
+from tracemw.settings import Settings
+from tracemw.store.rows import SpanRow, TraceRow
+
+tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+
+
+class ListSink:
+    """Keeps the rows; refuses them while `refusing`."""
+
+    def __init__(self) -> None:
+        self.spans: list[SpanRow] = []
+        self.traces: list[TraceRow] = []
+        self.refusing = False
+        self.calls = 0
+
+    def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
+        self.calls += 1
+        if self.refusing:
+            raise StoreError("the disk is full: make room", retry=True)
+        self.spans += spans
+        self.traces += traces
+
+
+def put(pipeline: Pipeline, number: int) -> TraceRecord:
+    """Queue a trace of some spans, the root last."""
+    root = tracer.start_span("root")
+    context = root.get_span_context()
+    record = TraceRecord(context.trace_id, context.span_id)
+    for _ in range(number - 1):
+        child = tracer.start_span("child", context=set_span_in_context(root))
+        child.end()
+        pipeline.put(record, child)  # type: ignore[arg-type]
+    record.name, record.start_ns, record.end_ns = "root", 1, 2
+    root.end()
+    record.on_change = lambda changed: pipeline.put(changed, None)
+    pipeline.put(record, root)  # type: ignore[arg-type]
+    return record
+
+
+def test_all_that_is_queued_is_written() -> None:
+    """`flush` returns True once everything queued before it is written, from any number of threads."""
+    sink = ListSink()
+    pipeline = Pipeline(sink, Settings())
+    threads = [threading.Thread(target=lambda: [put(pipeline, 5) for _ in range(100)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pipeline.flush(10)
+    assert len(sink.spans) == 2000
+    assert len({row.trace_id for row in sink.traces}) == 400
+    assert pipeline.stats()["written_spans"] == 2000
+    assert pipeline.close()
+
+
+def test_without_work_the_thread_sleeps() -> None:
+    """The writer starts with the first span and does not wake while there is nothing to write."""
+    sink = ListSink()
+    pipeline = Pipeline(sink, Settings())
+    assert pipeline._thread is None
+    put(pipeline, 1)
+    assert pipeline.flush(10)
+    calls = sink.calls
+    time.sleep(writer.INTERVAL * 3)
+    assert sink.calls == calls
+    put(pipeline, 1)
+    time.sleep(writer.INTERVAL * 5)
+    assert len(sink.spans) == 2
+    pipeline.close()
+
+
+def test_a_refused_write_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Rows that the store refuses are kept, said so once, counted, and written when it takes them again."""
+    guard._last_logged.clear()
+    sink = ListSink()
+    sink.refusing = True
+    pipeline = Pipeline(sink, Settings())
+    with caplog.at_level(logging.ERROR, "tracemw"):
+        put(pipeline, 3)
+        assert not pipeline.flush(0.4)
+        put(pipeline, 3)
+        assert not pipeline.flush(0.4)
+    assert len([record for record in caplog.records if "the disk is full" in record.message]) == 1
+    assert pipeline.stats()["retried_writes"] >= 2
+    sink.refusing = False
+    assert pipeline.flush(10)
+    assert len(sink.spans) == 6
+    assert pipeline.stats()["dropped"] == 0
+    pipeline.close()
+
+
+def test_a_full_queue_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Beyond its capacity the queue drops what comes, counts it and logs it; the caller does not wait."""
+    guard._last_logged.clear()
+    pipeline = Pipeline(ListSink(), Settings(), capacity=10)
+    pipeline._idle = False  # nobody writes
+    with caplog.at_level(logging.ERROR, "tracemw"):
+        put(pipeline, 25)
+    assert pipeline.stats()["dropped"] == 15
+    assert "the queue is full" in caplog.text
+
+
+def test_a_span_that_cannot_be_encoded_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """A defect in one span is logged and counted; the others are written."""
+    guard._last_logged.clear()
+    sink = ListSink()
+    pipeline = Pipeline(sink, Settings())
+    record = put(pipeline, 2)
+    pipeline.put(record, object())  # type: ignore[arg-type]
+    put(pipeline, 2)
+    assert pipeline.flush(10)
+    assert len(sink.spans) == 4
+    assert pipeline.stats()["dropped"] == 1
+    pipeline.close()
+
+
+def test_late_facts_are_written_again() -> None:
+    """A fact set after the root's end reaches the store as another row of the same trace."""
+    sink = ListSink()
+    pipeline = Pipeline(sink, Settings())
+    record = put(pipeline, 1)
+    assert pipeline.flush(10)
+    record.update(tags={"late": "yes"})
+    assert pipeline.flush(10)
+    assert [row.tags for row in sink.traces] == [{}, {"late": "yes"}]
+    pipeline.close()
+
+
+@pytest.mark.parametrize("broken", ["missing folder", "no database", "a folder"])
+def test_a_store_that_cannot_be_opened(tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One clear log line says what is wrong; the spans wait in memory and are stored once it is mended."""
+    guard._last_logged.clear()
+    path = tmp_path / "sub" / "t.db"
+    if broken == "no database":
+        path.parent.mkdir()
+        path.write_bytes(b"this is no database" * 1000)
+    elif broken == "a folder":
+        path.mkdir(parents=True)
+    pipeline = Pipeline(StoreSink(f"sqlite:///{path}", None, Settings()), Settings())
+    with caplog.at_level(logging.ERROR, "tracemw"):
+        put(pipeline, 3)
+        assert not pipeline.flush(0.3)
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == 1
+    assert str(path) in messages[0] or str(path.parent) in messages[0]
+
+    if broken == "no database":
+        path.unlink()
+    elif broken == "a folder":
+        path.rmdir()
+    else:
+        path.parent.mkdir()
+    assert pipeline.flush(15)
+    sink = pipeline.sink
+    assert isinstance(sink, StoreSink)
+    assert [len(trace.spans) for trace in sink.store.search(include_spans=True).traces] == [3]
+    pipeline.close()
+    sink.close()
+
+
+def test_discarding() -> None:
+    """Without a sink spans are counted and dropped before anything is done with them."""
+    pipeline = Pipeline(None, Settings())
+    put(pipeline, 4)
+    assert pipeline.flush(1)
+    assert pipeline.stats()["discarded"] == 4
