@@ -75,12 +75,12 @@ def _checked(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def cleaned_traces(rows: Iterable[TraceRow]) -> list[TraceRow]:
     """Return the rows with everything replaced that SQLite or a reader of the file would stumble over."""
-    return [replace(row, **{name: _cleaned(getattr(row, name)) for name in TRACE_FIELDS}) for row in rows]
+    return [replace(row, **_cleaned(row)) for row in rows]
 
 
 def cleaned_spans(rows: Iterable[SpanRow]) -> list[SpanRow]:
     """Return the rows with everything replaced that SQLite or a reader of the file would stumble over."""
-    return [replace(row, **{name: _cleaned(getattr(row, name)) for name in SPAN_FIELDS}) for row in rows]
+    return [replace(row, **_cleaned(row)) for row in rows]
 
 
 def clean(text: str) -> str:
@@ -92,11 +92,16 @@ def clean(text: str) -> str:
     return text.translate(_UNWANTED)
 
 
-def _cleaned(value: Any) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return max(-_INT64, min(_INT64, value))
-    if isinstance(value, dict):
-        return {clean(str(key)): clean(str(item)) for key, item in value.items()}
-    return clean(str(value))
+def _cleaned(row: TraceRow | SpanRow) -> dict[str, Any]:
+    return {field.name: _value(getattr(row, field.name), str(field.type)) for field in fields(row)}
+
+
+def _value(value: Any, kind: str) -> Any:
+    """Return the nearest value that the column of a field of this type can take."""
+    if value is None:
+        return {"str": "", "int": 0, "bool": False, "dict[str, str]": {}}.get(kind)
+    if kind == "dict[str, str]":
+        return {clean(str(key)): clean(str(item)) for key, item in dict(value).items() if item is not None}
+    if kind.startswith("str"):
+        return clean(str(value))
+    return max(-_INT64, min(_INT64, int(value)))

@@ -93,8 +93,9 @@ class Store:
                     writer.write(connection, traces, spans, outbox)
                 return
             except _UNCLEAN:
-                traces, spans = cleaned_traces(traces), cleaned_spans(spans)
+                pass
             try:
+                traces, spans = cleaned_traces(traces), cleaned_spans(spans)
                 with transaction(connection):
                     writer.write(connection, traces, spans, outbox)
             except (ValueError, TypeError, AttributeError, OverflowError) as error:

@@ -147,6 +147,7 @@ def place_of(token: str, query: Sequence[Any], terms: int) -> list[Any]:
         FilterError: It is not the token of a page of this query.
     """
     try:
+        place: list[Any]
         fingerprint, *place = json.loads(base64.urlsafe_b64decode(token.encode() + b"=" * (-len(token) % 4)))
         known = (
             fingerprint == _fingerprint(query)

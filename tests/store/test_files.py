@@ -1,0 +1,415 @@
+"""The file: private, named in every error, migrated in place, and what is done where it cannot be used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.store.rows import START, span, trace, trace_id
+from tracemw.errors import StoreError
+from tracemw.store import Store, connections, open_store, tokens
+
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+
+
+def mode(path: str) -> int:
+    """Return the permission bits of a file."""
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Run the block without the rights of root, to whom every file is open."""
+    if os.name != "posix" or os.getuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory that an ordinary user may reach."""
+    path = Path(tempfile.mkdtemp())
+    path.chmod(0o777)
+    yield path
+    shutil.rmtree(path)
+
+
+@posix
+def test_only_the_owner_can_read_it() -> None:
+    """Database, log and index have mode 0600 from the moment they exist, whatever the umask is."""
+    before = os.umask(0)
+    try:
+        with open_store("sqlite:///store.db") as store:
+            store.write([trace(1)], [span(1)])
+            assert [mode(f"store.db{end}") for end in ("", "-wal", "-shm")] == [0o600] * 3
+    finally:
+        os.umask(before)
+
+
+def test_a_relative_path_is_of_the_directory_at_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that changes its directory goes on writing to the same file."""
+    (tmp_path / "elsewhere").mkdir()
+    with open_store("sqlite:///store.db") as store:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        store.write([trace(1)], [])
+        assert store.path == str(tmp_path / "store.db")
+    assert not (tmp_path / "elsewhere" / "store.db").exists()
+
+
+@pytest.mark.parametrize("name", ["with space.db", "per%20cent?.db", "umlaut-ü#.db", "-dash;.db"])
+def test_any_file_name(name: str, tmp_path: Path) -> None:
+    """A path is taken as it is: nothing in it is an escape or an option."""
+    with open_store(f"sqlite:///{tmp_path}/{name}") as store:
+        store.write([trace(1)], [])
+    assert (tmp_path / name).stat().st_size > 0
+    with open_store(f"sqlite:///{name}", create=False) as store:
+        assert store.get(trace_id(1)) is not None
+
+
+@pytest.mark.parametrize("url", ["", "store.db", "sqlite:", "sqlite://", "sqlite:///", "mysql://x", "sqlite:///a\0b"])
+def test_what_is_no_url(url: str) -> None:
+    """A url of another form is refused, and the message shows the right ones."""
+    with pytest.raises(StoreError, match="no store: "):
+        open_store(url)
+
+
+def refusal(url: str, *, create: bool = True) -> StoreError:
+    """Return the error with which a store is refused."""
+    with pytest.raises(StoreError) as caught:
+        open_store(url, create=create)
+    return caught.value
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    """The message names the directory that is to be made."""
+    error = refusal("sqlite:///not/there/store.db")
+    assert f"create the directory {tmp_path}/not/there" in str(error)
+    assert not error.retry
+
+
+def test_a_file_in_the_path() -> None:
+    """A file where a directory should be is said to be one."""
+    Path("file").touch()
+    assert "is a file, not a directory" in str(refusal("sqlite:///file/store.db"))
+
+
+def test_a_directory() -> None:
+    """A directory is no store."""
+    Path("folder").mkdir()
+    assert "no regular file" in str(refusal("sqlite:///folder"))
+
+
+def test_no_file_where_none_may_be_made() -> None:
+    """Reading makes no file; the message says what to do first."""
+    error = refusal("sqlite:///store.db", create=False)
+    assert "there is no store at" in str(error)
+    assert not os.path.exists("store.db")
+
+
+@posix
+def test_a_link_to_nothing() -> None:
+    """A file is never made through a link, which somebody else may have laid."""
+    os.symlink("target.db", "store.db")
+    assert "is a link to a file that is not there" in str(refusal("sqlite:///store.db"))
+    assert not os.path.exists("target.db")
+
+
+@posix
+def test_a_link_to_a_store() -> None:
+    """A link to a file that is there is followed."""
+    open_store("sqlite:///target.db").close()
+    os.symlink("target.db", "store.db")
+    with open_store("sqlite:///store.db") as store:
+        store.write([trace(1)], [])
+    with open_store("sqlite:///target.db") as store:
+        assert store.get(trace_id(1)) is not None
+
+
+@posix
+def test_a_directory_that_cannot_be_written(shared: Path) -> None:
+    """The message says what to make writable."""
+    shared.chmod(0o555)
+    with ordinary_user():
+        error = refusal(f"sqlite:///{shared}/store.db")
+    assert "make the file and its directory writable" in str(error)
+    assert not error.retry
+
+
+@posix
+def test_a_file_that_may_only_be_read(shared: Path) -> None:
+    """It cannot be written to, but it can be searched."""
+    with open_store(f"sqlite:///{shared}/store.db") as store:
+        store.write([trace(1)], [span(1)])
+    (shared / "store.db").chmod(0o444)
+    shared.chmod(0o555)
+    with ordinary_user():
+        assert "cannot be written" in str(refusal(f"sqlite:///{shared}/store.db"))
+        with open_store(f"sqlite:///{shared}/store.db", create=False) as store:
+            assert [t.row for t in store.search().traces] == [trace(1)]
+            with pytest.raises(StoreError, match="cannot be written"):
+                store.write([trace(2)], [])
+
+
+def test_a_file_that_is_no_database() -> None:
+    """It is left alone, and the message says so."""
+    Path("store.db").write_bytes(b"these are notes, not pages\n" * 100)
+    error = refusal("sqlite:///store.db")
+    assert "is not an SQLite database: move it away" in str(error)
+    assert not error.retry
+    assert Path("store.db").read_bytes().startswith(b"these are notes")
+
+
+def test_the_database_of_another_program() -> None:
+    """It is left alone: no table of ours appears in it."""
+    with closing(sqlite3.connect("store.db")) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+    assert "another program" in str(refusal("sqlite:///store.db"))
+    with closing(sqlite3.connect("store.db")) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("notes",)]
+
+
+def test_an_empty_file_is_filled() -> None:
+    """A file of no bytes (`touch`, a temporary file) becomes a store."""
+    Path("store.db").touch()
+    with open_store("sqlite:///store.db") as store:
+        store.write([trace(1)], [])
+
+
+def test_a_damaged_file() -> None:
+    """Pages overwritten with nonsense are an error with advice, when they are met."""
+    with open_store("sqlite:///store.db") as store:
+        store.write([trace(n) for n in range(500)], [span(n) for n in range(500)])
+    data = bytearray(Path("store.db").read_bytes())
+    data[4096 * 2 :] = os.urandom(len(data) - 4096 * 2)
+    Path("store.db").write_bytes(data)
+    with pytest.raises(StoreError, match="is damaged|not an SQLite database") as caught:
+        with open_store("sqlite:///store.db") as store:
+            store.search()
+    assert not caught.value.retry
+
+
+def test_a_file_of_a_newer_version() -> None:
+    """It is not touched; the message says which version it has."""
+    open_store("sqlite:///store.db").close()
+    with closing(sqlite3.connect("store.db")) as connection:
+        connection.execute("PRAGMA user_version=99")
+    error = refusal("sqlite:///store.db")
+    assert "newer tracemw (layout 99" in str(error) and "update tracemw" in str(error)
+    assert not error.retry
+
+
+def test_locked_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who finds the file locked waits, then is told to try again; reading goes on meanwhile."""
+    monkeypatch.setattr(connections, "BUSY_TIMEOUT", 0.1)
+    with open_store("sqlite:///store.db") as store, closing(sqlite3.connect("store.db")) as other:
+        store.write([trace(1)], [])
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked by another process") as caught:
+            store.write([trace(2)], [])
+        assert caught.value.retry
+        assert len(store.search().traces) == 1
+        other.rollback()
+        store.write([trace(2)], [])
+        assert len(store.search().traces) == 2
+
+
+def test_a_full_disk() -> None:
+    """What does not fit is refused whole, worth trying again, and the file stays whole."""
+    with open_store("sqlite:///store.db") as store:
+        store.write([trace(1)], [span(1)])
+        with store._pool.connection() as connection:  # the limit is one that SQLite knows; the error is its own
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count={pages + 3}")
+        big = [span(1, n, attributes='{"a": "%s"}' % ("x" * 5000)) for n in range(1, 50)]
+        with pytest.raises(StoreError, match="is full: free some space") as caught:
+            store.write([trace(2)], big)
+        assert caught.value.retry
+        with store._pool.connection() as connection:
+            connection.execute("PRAGMA max_page_count=100000")
+        assert len(store.search().traces) == 1
+        store.write([trace(2)], big)
+        assert store.read("PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_store_that_was_closed() -> None:
+    """It says so, rather than open the file again behind the caller's back."""
+    store = open_store("sqlite:///store.db")
+    store.close()
+    store.close()
+    with pytest.raises(StoreError, match="was closed"):
+        store.search()
+
+
+def test_a_file_removed_meanwhile() -> None:
+    """`rm tracemw.db*` while the program runs starts a new file, as it is meant to."""
+    with open_store("sqlite:///store.db") as store:
+        store.write([trace(1)], [])
+        for name in ("store.db", "store.db-wal", "store.db-shm"):
+            os.unlink(name)
+        store.write([trace(2)], [])
+        assert [t.row for t in store.search().traces] == [trace(2)]
+    with open_store("sqlite:///store.db") as store:
+        assert [t.row for t in store.search().traces] == [trace(2)]
+
+
+def test_a_file_removed_without_its_log() -> None:
+    """A log that was left behind does not get into the new file."""
+    with open_store("sqlite:///store.db") as store:
+        store.write([trace(n) for n in range(300)], [])
+        os.unlink("store.db")
+        store.write([trace(1000)], [])
+        assert [t.row for t in store.search().traces] == [trace(1000)]
+    with open_store("sqlite:///store.db") as store:
+        assert [t.row for t in store.search().traces] == [trace(1000)]
+        assert store.read("PRAGMA integrity_check") == [("ok",)]
+
+
+def test_memory_is_not_shared() -> None:
+    """Each store in memory is one of its own; its threads share it."""
+    with open_store("memory:") as first, open_store("memory:") as second:
+        threads = [threading.Thread(target=first.write, args=([trace(n)], [span(n)])) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(first.search().traces) == 8
+        assert second.search().traces == []
+
+
+# Layout 1, the first one, as it was made.
+FIRST_LAYOUT = """
+CREATE TABLE traces (
+    id INTEGER PRIMARY KEY, trace_id TEXT UNIQUE NOT NULL, root_span_id TEXT, has_parent INTEGER NOT NULL,
+    name TEXT NOT NULL, start_ns INTEGER NOT NULL, duration_ns INTEGER, state TEXT NOT NULL, outcome TEXT,
+    method TEXT, route TEXT, status_code INTEGER, client_request_id TEXT, session_id TEXT, user_id TEXT,
+    environment TEXT, version TEXT, deployment TEXT, region TEXT, request_preview TEXT, response_preview TEXT,
+    metadata TEXT NOT NULL, tags TEXT NOT NULL, revision INTEGER NOT NULL
+);
+CREATE INDEX traces_start ON traces (start_ns);
+CREATE TABLE spans (
+    id INTEGER PRIMARY KEY, trace INTEGER NOT NULL REFERENCES traces (id), span_id TEXT NOT NULL, parent_id TEXT,
+    name TEXT NOT NULL, span_type TEXT, kind TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
+    status TEXT NOT NULL, status_message TEXT, attributes TEXT NOT NULL, events TEXT NOT NULL, links TEXT NOT NULL,
+    scope TEXT, UNIQUE (trace, span_id)
+);
+CREATE TABLE outbox (
+    trace INTEGER PRIMARY KEY, revision INTEGER, attempts INTEGER, due_ns INTEGER, reason TEXT, dead INTEGER
+);
+CREATE TABLE lease (name TEXT PRIMARY KEY, owner TEXT NOT NULL, expires_ns INTEGER NOT NULL);
+INSERT INTO traces VALUES
+    (1, '00000000000000000000000000000001', 'f000000000000001', 0, 'GET /a', 1750000000000000000, 5, 'OK',
+     'completed', 'GET', '/a', 200, 'r-1', 's-1', 'jane', NULL, '1.0.0', NULL, 'eu', 'q', 'a',
+     '{"app_version":"1.0.0","region":"eu"}', '{"k":"v"}', 3),
+    (4, '00000000000000000000000000000002', NULL, 0, 'step', 1750000000000000000, NULL, 'IN_PROGRESS',
+     NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{}', '{}', 1);
+INSERT INTO spans VALUES
+    (1, 1, 'f000000000000001', NULL, 'GET /a', NULL, 'SERVER', 1750000000000000000, 1750000000000000005, 'UNSET', NULL,
+     '{}', '[]', '[]', 'tracemw'),
+    (2, 4, '0000000000000001', 'f000000000000002', 'step', 'LLM', 'INTERNAL', 1750000000000000000,
+     1750000000000000001, 'UNSET', NULL, '{}', '[]', '[]', 'tracemw');
+INSERT INTO outbox VALUES (1, 3, 2, 0, 'refused', 1);
+INSERT INTO lease VALUES ('delivery', 'me', 1);
+PRAGMA application_id=1953656183;
+PRAGMA user_version=1;
+"""
+
+
+@pytest.fixture
+def old_file() -> None:
+    """A store as the first version made it."""
+    with closing(sqlite3.connect("store.db")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(FIRST_LAYOUT)
+
+
+def check_migrated(store: Store) -> None:
+    """Everything of the old file is there, found in the new ways too."""
+    assert {t.row.trace_id for t in store.search().traces} == {trace_id(1), trace_id(2)}
+    for text in ("metadata.region = 'eu'", "tags.k = 'v'", "user = 'jane'", "span.name = 'GET /a'"):
+        found = store.search(text).traces
+        assert [(t.id, t.revision, t.row.start_ns, len(t.spans)) for t in found] == [(1, 3, START, 1)], text
+    assert [t.id for t in store.search("span.type = 'LLM'").traces] == [4]
+    assert [(letter.id, letter.attempts, letter.reason) for letter in store.outbox_dead()] == [(1, 2, "refused")]
+    assert store.read("SELECT owner FROM lease") == [("me",)]
+    assert store.read("SELECT count(DISTINCT start_key) FROM traces") == [(2,)]
+    assert store.read("PRAGMA user_version") == [(2,)]
+    assert store.read("PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.usefixtures("old_file")
+def test_an_older_file_is_migrated_in_place() -> None:
+    """A file of the first layout is brought up to date when it is opened, and used like any other."""
+    with open_store("sqlite:///store.db") as store:
+        check_migrated(store)
+        store.write([trace(2)], [span(2)])
+        found = store.get(trace_id(2))
+        assert found is not None and found.id == 4 and found.row == trace(2) and len(found.spans) == 2
+        store.write([trace(3)], [])
+        assert [t.id for t in store.search("client_request_id = 'req-3'").traces] == [5]
+        assert store.delete(trace_ids=[trace_id(n) for n in (1, 2, 3)]) == 3
+    with open_store("sqlite:///store.db") as store:
+        assert store.search().traces == []
+
+
+@pytest.mark.usefixtures("old_file")
+def test_several_open_an_older_file_at_once() -> None:
+    """One of them migrates it, the others wait."""
+    stores: list[Store] = []
+    threads = [threading.Thread(target=lambda: stores.append(open_store("sqlite:///store.db"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stores) == 8
+    for store in stores:
+        check_migrated(store)
+        store.close()
+
+
+@pytest.mark.usefixtures("old_file")
+def test_a_failed_migration_leaves_the_file_as_it_was() -> None:
+    """A migration that cannot be finished (a full disk) has not begun."""
+    with closing(sqlite3.connect("store.db")) as connection:
+        connection.execute("CREATE TABLE facts (in_the_way)")
+    before = dump("store.db")
+    with pytest.raises(StoreError):
+        open_store("sqlite:///store.db")
+    assert dump("store.db") == before
+
+
+def dump(path: str) -> list[str]:
+    """Return a database as SQL."""
+    with closing(sqlite3.connect(path)) as connection:
+        return [*connection.iterdump(), str(connection.execute("PRAGMA user_version").fetchone())]
+
+
+def test_without_fts5() -> None:
+    """Where Python's SQLite lacks FTS5 everything works by reading rows, and the index is made up for later."""
+    with open_store("sqlite:///store.db") as store:
+        store.write([trace(1)], [span(1, 1)])
+    with pytest.MonkeyPatch.context() as patch, open_store("sqlite:///store.db") as store:
+        patch.setattr(tokens, "supported", lambda: False)  # nothing else here can take FTS5 away
+        store.write([trace(2)], [span(2, 1)])
+        store.patch(trace_id(1), tags={"a": "b"})
+        assert [t.row.trace_id for t in store.search("user = 'jane'").traces] == [trace_id(2), trace_id(1)]
+        assert [t.row.trace_id for t in store.search("tags.a = 'b'").traces] == [trace_id(1)]
+        store.write([trace(3)], [])
+        assert store.delete(trace_ids=[trace_id(3)]) == 1
+    with open_store("sqlite:///store.db", create=False) as store:
+        assert store.read("SELECT value FROM facts WHERE name = 'tokens'") == [("current",)]
+        assert [t.row.trace_id for t in store.search("user = 'jane'").traces] == [trace_id(2), trace_id(1)]
+        assert [t.row.trace_id for t in store.search("tags.a = 'b'").traces] == [trace_id(1)]
