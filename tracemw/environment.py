@@ -90,9 +90,7 @@ def process_metadata(
         except Exception:
             logger.debug("process metadata: one place could not be read", exc_info=True)
     # MLflow's guide stores the environment here; without one, what MLflow itself says.
-    found.setdefault(
-        SOURCE_TYPE, found.get("environment") or ("NOTEBOOK" if source.in_notebook() else "LOCAL")
-    )
+    found.setdefault(SOURCE_TYPE, found.get("environment") or ("NOTEBOOK" if source.in_notebook() else "LOCAL"))
     return {key: value for key, value in found.items() if value and len(key) <= MAX_KEY}
 
 
@@ -135,9 +133,7 @@ def _named(
 def _prefixed(env: Mapping[str, str]) -> list[tuple[str, str]]:
     cut = len(METADATA_PREFIX)
     return [
-        (key[cut:].lower(), value)
-        for key, value in env.items()
-        if key.startswith(METADATA_PREFIX) and key[cut:]
+        (key[cut:].lower(), value) for key, value in env.items() if key.startswith(METADATA_PREFIX) and key[cut:]
     ]
 
 
@@ -276,9 +272,7 @@ def _platform(env: Mapping[str, str]) -> list[tuple[str, str | None]]:
     cloud = next((keys for marks, keys in _CLOUDS if any(env.get(mark) for mark in marks)), {})
     found = [(key, _value(variable, env)) for key, variables in cloud.items() for variable in variables]
     if env.get("KUBERNETES_SERVICE_HOST"):
-        found += [
-            (key, _value(variable, env)) for key, variables in _KUBERNETES.items() for variable in variables
-        ]
+        found += [(key, _value(variable, env)) for key, variables in _KUBERNETES.items() for variable in variables]
     return found
 
 
