@@ -263,7 +263,8 @@ def _parse(text: str, start: str) -> Any:
         return _parser().parse(text, start=start)
     except UnexpectedCharacters as error:
         start_pos = error.pos_in_stream or 0
-        place, expected = Place(start_pos, start_pos + 1), set(error.allowed or ())
+        found = _FOUND.match(text, start_pos)
+        place, expected = Place(start_pos, found.end() if found else start_pos + 1), set(error.allowed or ())
     except UnexpectedToken as error:
         expected = set(error.accepts or error.expected)
         place = Place(len(text), len(text)) if error.token.type == "$END" else _place(error.token)
@@ -398,7 +399,7 @@ def _junction(every: bool, items: Sequence[Node]) -> Junction:
             raise _Misplaced("AND is missing before this, or too many", item.sloppy)
         same = isinstance(item, Junction) and (item.every == every or len(item.items) == 1)
         flat.extend(item.items if same and isinstance(item, Junction) else [item])
-    return Junction(every, tuple(flat), _depth(flat))
+    return Junction(every, tuple(flat), _depth(flat) if len(flat) > 1 else flat[0].depth)
 
 
 def _depth(items: Sequence[Node]) -> int:
