@@ -534,7 +534,7 @@ class TestApplication:
 
     @pytest.mark.parametrize(
         ("env", "name"),
-        [({"JPY_SESSION_NAME": "/work/analysis.ipynb"}, "/work/analysis.ipynb"), ({}, "<notebook>")],
+        [({"JPY_SESSION_NAME": "/home/jane/analysis.ipynb"}, "/home/jane/analysis.ipynb"), ({}, "<notebook>")],
     )
     def test_a_notebook(self, env: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """In a notebook it is the notebook, not ipykernel's launcher; the source type is NOTEBOOK."""
