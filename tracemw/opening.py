@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Mapping, MutableMapping
@@ -14,8 +15,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind
 
 from tracemw import config, provider
-from tracemw.adapting import Adapter
-from tracemw.identity import Identity, IdentityReader
+from tracemw.adapting import Attached
+from tracemw.identity import Identity, IdentityReader, clean_id
 from tracemw.pipeline import current as pipeline
 from tracemw.propagation import TrustPolicy, parse_traceparent
 from tracemw.record import TraceRecord, current_record, with_record
@@ -26,7 +27,11 @@ from tracemw.settings import Settings
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 OTHER_METHOD: Final = "_OTHER"
 
-_random = random.Random()
+_random = random.Random()  # not the application's, which may be seeded
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
+
+_NO_LINKS: Final[tuple[Link, ...]] = ()
 _CLEAN: Final = Context()  # a request's root never becomes a child of what happens to be current
 
 
@@ -38,7 +43,7 @@ class RequestTracer:
         adapter: Knows the framework's routes and users; None for a plain application.
     """
 
-    def __init__(self, settings: Settings, adapter: Adapter | None = None) -> None:
+    def __init__(self, settings: Settings, adapter: Attached | None = None) -> None:
         self.adapter = adapter
         self.response_headers = settings.response_headers
         self.keeps_request_body = settings.capture_request_body
@@ -67,7 +72,7 @@ class RequestTracer:
         user = self._user(carrier) if self._user is not None else None
         if user is None and self.adapter is not None:
             user = self.adapter.user(carrier)
-        return None if user is None or user == "" else str(user)[:250]
+        return None if user is None else clean_id("user_id", str(user))
 
     def open(
         self,
@@ -140,7 +145,7 @@ class RequestTracer:
             pipeline().count("sampled_out")
             return self._suppressed(carrier, name)
         tracer, joined = provider.tracer(), provider.is_joined_now()
-        parent, links = _CLEAN, ()
+        parent, links = _CLEAN, _NO_LINKS
         if identity.traceparent is not None:
             parent, links = self._remote(identity, carrier, peer, attributes)
         start_ns = time_ns()
@@ -198,12 +203,12 @@ class RequestTracer:
         """Continue the caller's trace where it is trusted, else only point to it."""
         remote = parse_traceparent(identity.traceparent, identity.tracestate)
         if remote is None:
-            return Context(), ()
+            return _CLEAN, _NO_LINKS
         if self._trust.is_trusted(peer, carrier):
-            return trace_api.set_span_in_context(NonRecordingSpan(remote), Context()), ()
+            return trace_api.set_span_in_context(NonRecordingSpan(remote), _CLEAN), _NO_LINKS
         attributes["tracemw.remote.trace_id"] = f"{remote.trace_id:032x}"
         attributes["tracemw.remote.span_id"] = f"{remote.span_id:016x}"
-        return Context(), (Link(remote),)
+        return _CLEAN, (Link(remote),)
 
     def _is_sampled(self) -> bool:
         return self._rate is None or self._rate >= 1.0 or _random.random() < self._rate

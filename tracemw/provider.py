@@ -8,6 +8,8 @@ replaced, reset or shut down.
 
 from __future__ import annotations
 
+import os
+import random
 import threading
 import weakref
 from typing import Any, Final
@@ -15,6 +17,7 @@ from typing import Any, Final
 from opentelemetry import trace as trace_api
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import Tracer
 
@@ -22,6 +25,30 @@ from tracemw import config
 from tracemw.guard import guarded
 
 SCOPE: Final = "tracemw"
+
+
+class _IdGenerator(IdGenerator):
+    """Ids from a generator of our own: an application that seeds `random` does not make them repeat."""
+
+    def __init__(self) -> None:
+        self._bits = _random.getrandbits
+
+    def generate_span_id(self) -> int:
+        """Return 64 random bits, not all zero."""
+        return self._bits(64) or self.generate_span_id()
+
+    def generate_trace_id(self) -> int:
+        """Return 128 random bits, not all zero."""
+        return self._bits(128) or self.generate_trace_id()
+
+    def is_trace_id_random(self) -> bool:
+        """True: W3C's random-trace-id flag may be set (newer SDKs ask)."""
+        return True
+
+
+_random = random.Random()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 
 class _Providers:
@@ -105,6 +132,7 @@ def _private() -> TracerProvider:
         sampler = None if settings.sample_rate is None else ParentBased(ALWAYS_ON)
         made = TracerProvider(
             sampler=sampler,
+            id_generator=_IdGenerator(),
             resource=Resource.create(resource_attributes(config.process_metadata())),
             shutdown_on_exit=False,
         )

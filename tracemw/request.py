@@ -14,6 +14,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from tracemw.bodies import REQUEST, RESPONSE, Tee
 from tracemw.guard import guarded
+from tracemw.logging import describe
 from tracemw.pipeline.encode import mirrored
 from tracemw.record import TraceRecord
 
@@ -23,16 +24,20 @@ KEY: Final = "tracemw.request"
 _REDACTED_LATER: Final = frozenset({"url.query", REQUEST, RESPONSE})
 
 
-class Resolver(Protocol):
+class Adapted(Protocol):
     """What a request's trace asks about the framework that handles it."""
-
-    knows_users: bool
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the template of the route that the framework chose."""
 
     def user(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the user as server code knows it."""
+
+
+class Resolver(Adapted, Protocol):
+    """The same, asked with the settings in mind."""
+
+    knows_users: bool
 
 
 class RequestTrace:
@@ -57,6 +62,7 @@ class RequestTrace:
         "status",
         "_resolver",
         "_carrier",
+        "_inner",
         "_span",
         "_mode",
         "adopted",
@@ -96,6 +102,7 @@ class RequestTrace:
         self._end_ns = 0
         self._resolver = resolver
         self._carrier = carrier
+        self._inner: tuple[Adapted, Mapping[str, Any]] | None = None
         self._span = span
         self.adopted = mode == "adopted"
         self._mode = mode
@@ -108,6 +115,14 @@ class RequestTrace:
         self._exception: BaseException | None = None
         self._settled = False
         self.ended = False
+
+    def also_known_to(self, inner: Adapted, carrier: Mapping[str, Any]) -> None:
+        """Ask somebody further inside where nobody here knows the route; they may see another carrier, too."""
+        self._inner = (inner, carrier)
+
+    def __str__(self) -> str:
+        """Return the ids, as access logs show them: gunicorn's `%({tracemw.request}e)s`."""
+        return describe(self.record)
 
     @property
     def may_be_empty(self) -> bool:
@@ -225,6 +240,8 @@ class RequestTrace:
     def _describe(self, record: TraceRecord) -> None:
         attributes = record.attributes
         route = self._resolver.route(self._carrier)
+        if route is None and self._inner is not None:
+            route = self._inner[0].route(self._inner[1])
         if route is not None:
             attributes["http.route"] = route
         record.name = self._method if route is None else f"{self._method} {route}"
