@@ -213,7 +213,7 @@ class Call:
     def __init__(self, plan: Plan, scope: Scope, inputs: str | None, now: Runtime) -> None:
         self.plan = plan
         self.scope = scope
-        self.recording = scope.span.is_recording()
+        self.recording = scope.recording
         self._inputs = inputs
         self._capture_outputs = now.capture_outputs
         self._is_handler = False

@@ -118,20 +118,30 @@ class Scope:
         record: The record of the trace that it belongs to.
         context: The context with the span in it.
         previous: The context that was current before.
+        recording: False where nothing is recorded of the span, which only keeps others from being.
+        is_root: True where the trace began with the span.
     """
 
-    __slots__ = ("span", "record", "context", "previous", "_wall_ns", "_started", "is_root")
+    __slots__ = ("span", "record", "context", "previous", "recording", "is_root", "_wall_ns", "_started")
 
     def __init__(
-        self, span: Span, record: TraceRecord, context: Context, previous: Context, wall_ns: int, started: int
+        self,
+        span: Span,
+        record: TraceRecord,
+        context: Context,
+        previous: Context,
+        is_root: bool,
+        wall_ns: int,
+        started: int,
     ) -> None:
         self.span = span
         self.record = record
         self.context = context
         self.previous = previous
+        self.recording = record.recording and span.is_recording()
+        self.is_root = is_root
         self._wall_ns = wall_ns
         self._started = started
-        self.is_root = not record.is_request and span.get_span_context().span_id == record.root_span_id
 
     def now_ns(self) -> int:
         """Return the present, counted from the start by a clock that nobody sets."""
@@ -160,8 +170,15 @@ class Scope:
 
     def end(self) -> None:
         """End the span, unless its code has done that."""
-        if self.span.is_recording():
-            end_span(self.span, self.record, self.now_ns())
+        span = self.span
+        if not span.is_recording():
+            return
+        end_ns = self._wall_ns + perf_counter_ns() - self._started
+        if runtime().processors:
+            run_processors(span, self.record)
+        if self.is_root:
+            settle_root(span, self.record, end_ns)
+        span.end(end_ns)
 
 
 # Contexts that were left while another, entered later, was still current: by their identity, with the context to
@@ -273,10 +290,12 @@ def _start(
         name, context, SpanKind.INTERNAL, attributes, links, begin_ns, False, False
     )
     inner = trace_api.set_span_in_context(span, context)
+    is_root = False
     if record is None or record.trace_id != span.get_span_context().trace_id:
         record = _record_for(span, name, begin_ns)
         inner = with_record(inner, record)
-    return Scope(span, record, inner, context, wall_ns, started)
+        is_root = record.root_span_id == span.get_span_context().span_id
+    return Scope(span, record, inner, context, is_root, wall_ns, started)
 
 
 def _record_for(span: Any, name: str, start_ns: int) -> TraceRecord:
@@ -316,7 +335,7 @@ def _suppressed(context: Context) -> Scope:
     record = TraceRecord(ids.trace_id, ids.span_id, recording=False)
     provider.tracer()  # takes note whether the application has a provider of its own
     inner = context if provider.is_joined_now() else trace_api.set_span_in_context(span, context)
-    return Scope(span, record, with_record(inner, record), context, time_ns(), perf_counter_ns())
+    return Scope(span, record, with_record(inner, record), context, False, 0, 0)
 
 
 def _is_sampled(rate: float | None, trace_id: int) -> bool:

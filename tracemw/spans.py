@@ -82,7 +82,7 @@ class start_span:
             return NoOpSpan()
         self._scope = scope
         scope.enter()
-        return LiveSpan(scope.span, scope.record, scope) if scope.span.is_recording() else NoOpSpan(scope)
+        return LiveSpan(scope.span, scope.record, scope) if scope.recording else NoOpSpan(scope)
 
     def __exit__(
         self,
@@ -111,7 +111,7 @@ def close_scope(scope: Scope, exc: BaseException | None) -> None:
     """Leave a scope and end its span; `exc` is what left the span's code."""
     try:
         scope.leave()
-        if scope.span.is_recording():
+        if scope.recording and scope.span.is_recording():
             if exc is not None:
                 scope.fail(exc)
             scope.end()
@@ -162,7 +162,7 @@ def start_span_no_context(
         links,
         start_time_ns,
     )
-    if scope is None or not scope.span.is_recording():
+    if scope is None or not scope.recording:
         return NoOpSpan(scope)
     if tags or metadata:
         scope.record.update(tags=tags, metadata=metadata)
