@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
@@ -95,6 +96,31 @@ def configure(**options: Any) -> None:
 
     provider.reset(set_global=new.set_global)
     install_exit_hooks()
+
+
+@contextmanager
+def overridden(**options: Any) -> Iterator[Settings]:
+    """Have some settings replaced inside a block, and what `enable` and `disable` did there undone after it.
+
+    The pipeline stays as it is: who wants another one puts it in force. Meant for tests.
+
+    Args:
+        **options: Settings by name.
+
+    Raises:
+        SettingError: A setting is unknown or has a value that it does not allow. Nothing was changed.
+    """
+    before = _state.settings, _state.process_metadata, _state.enabled
+    new = settings().override(options)
+    if options:
+        _state.settings = new
+        _state.process_metadata = None
+        _state.generation += 1
+    try:
+        yield new
+    finally:
+        _state.settings, _state.process_metadata, _state.enabled = before
+        _state.generation += 1
 
 
 def make_pipeline(settings: Settings) -> Pipeline:

@@ -26,8 +26,8 @@ def installed() -> Pipeline | None:
     return _current
 
 
-def use(pipeline: Pipeline) -> Pipeline | None:
-    """Put a pipeline in force and return the one that was."""
+def use(pipeline: Pipeline | None) -> Pipeline | None:
+    """Put a pipeline in force and return the one that was; None has the next one made from the settings."""
     global _current
     previous, _current = _current, pipeline
     return previous
