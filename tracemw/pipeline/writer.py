@@ -206,7 +206,8 @@ class Pipeline:
 
     def _take(self) -> tuple[list[Any], list[_Marker]]:
         """Take up to a batch off the queue; a marker ends it, so that what it stands for is written first."""
-        queue, items = self._queue, []
+        queue = self._queue
+        items: list[Any] = []
         while queue and len(items) < BATCH:
             item = queue.popleft()
             if isinstance(item, _Marker):
