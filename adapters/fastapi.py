@@ -1,7 +1,8 @@
 """FastAPI: what it adds to Starlette's routes.
 
-What is used of FastAPI besides Starlette's: the scope's `fastapi` entry and the routes of included routers
-(`effective_route_contexts`), which since version 0.137 are made from the router when they are needed.
+Not documented, but used here: `dependant.call` of a route, which FastAPI reads with each request to call the
+handler; `effective_route_contexts` and `original_router` of an included router, whose routes are made when they
+are needed (since version 0.137); the chosen one in the scope's `fastapi` entry.
 """
 
 from __future__ import annotations
@@ -21,18 +22,39 @@ class FastAPIAdapter(StarletteAdapter):
             return super()._selected(carrier)
         return context, getattr(context, "starlette_route", None) or context, carrier.get("route")
 
-    def _walk_route(self, route: Any, mount: str, depth: int) -> Iterator[Named]:
+    def _walk_route(self, route: Any, mount: str, tables: list[list[Any]], depth: int) -> Iterator[Named]:
         contexts = getattr(route, "effective_route_contexts", None)
         if contexts is None:
-            yield from super()._walk_route(route, mount, depth)
+            yield from super()._walk_route(route, mount, tables, depth)
             return
-        self._tables.append(route.original_router.routes)
+        self._trace_included(route.original_router, tables)
         for context in contexts():
             inner = getattr(context, "starlette_route", None)
             if inner is not None:
-                yield from super()._walk_route(inner, mount, depth)
+                yield from super()._walk_route(inner, mount, tables, depth)
             elif context.endpoint is not None:
+                self._trace_endpoint(context)
                 yield Named(context, context.endpoint, mount, context.path_format)
+
+    def _trace_included(self, router: Any, tables: list[list[Any]]) -> None:
+        """Trace the routes that an included router's own are made from: more may be made of them later."""
+        if any(router.routes is table for table in tables):
+            return
+        tables.append(router.routes)
+        for route in list(router.routes):
+            if hasattr(route, "original_router"):
+                self._trace_included(route.original_router, tables)
+            elif getattr(route, "endpoint", None) is not None:
+                self._trace_endpoint(route)
+
+    def _call_instead(self, route: Any, traced: Any) -> bool:
+        dependant = getattr(route, "dependant", None)
+        if dependant is None:  # a route of Starlette's
+            return super()._call_instead(route, traced)
+        if not hasattr(dependant, "call"):
+            return False
+        dependant.call = traced
+        return True
 
 
 def make(app: Any) -> FastAPIAdapter:

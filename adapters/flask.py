@@ -1,7 +1,8 @@
 """Flask: the rule that its router chose, and the user of Flask-Login.
 
 What is used of Flask: `Request.url_rule`, reached through the `werkzeug.request` that Werkzeug puts into the
-environ, `Flask.wsgi_app`, `flask.g`.
+environ, `Flask.view_functions`, `Flask.wsgi_app`, `flask.g`, the signal `got_request_exception`. Documented as
+internal: the dictionaries of functions that run before and after requests and on errors.
 """
 
 from __future__ import annotations
@@ -9,47 +10,83 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tracemw.adapting import layers
+from flask import Flask, g, got_request_exception, has_app_context, request
+
+from tracemw.adapting import Adapter, layers
+from tracemw.guard import guarded
+from tracemw.request import KEY
+from tracemw.stamps import traced_form
 from tracemw.wsgi import WSGITraceMiddleware
 
 
-class FlaskAdapter:
+class FlaskAdapter(Adapter):
     """Adapts one application.
 
     Args:
         app: The Flask application.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Flask) -> None:
         self.app = app
+        self._size = 0
+        got_request_exception.connect(_note_exception, app)
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the rule that was chosen, as it was written, below what the application is mounted under."""
-        rule = getattr(carrier.get("werkzeug.request"), "url_rule", None)
-        if rule is None:
+        request = carrier.get("werkzeug.request")
+        rule = getattr(request, "url_rule", None)
+        if request is None or rule is None:
             return None
-        mount: str = carrier.get("SCRIPT_NAME", "").rstrip("/")
-        return mount + str(rule.rule)
+        return str(request.root_path).rstrip("/") + str(rule.rule)
 
     def user(self, carrier: Mapping[str, Any]) -> str | None:
         """Return whom Flask-Login has authenticated; it keeps its user in `flask.g`."""
-        from flask import g, has_app_context
-
         user = g.get("_login_user") if has_app_context() else None
         if user is None or not getattr(user, "is_authenticated", False):
             return None
         known = user.get_id()
         return None if known is None else str(known)
 
-    def prepare(self) -> None:
-        """Nothing to prepare."""
+    def changed(self) -> bool:
+        """Say whether views were added."""
+        return len(self.app.view_functions) != self._size
 
-    def install(self, options: dict[str, Any]) -> None:
+    def prepare(self) -> None:
+        """Replace traced views, and traced functions around them, by their traced form."""
+        app = self.app
+        self._size = len(app.view_functions)
+        _trace_values(app.view_functions)
+        for table in (app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs):
+            for functions in table.values():
+                _trace_values(functions, handler=False)
+        for by_code in app.error_handler_spec.values():
+            for by_class in by_code.values():
+                _trace_values(by_class, handler=False)
+
+    def install(self, options: dict[str, Any]) -> bool:
         """Wrap `wsgi_app`, once."""
         if not any(isinstance(layer, WSGITraceMiddleware) for layer in layers(self.app.wsgi_app)):
-            self.app.wsgi_app = WSGITraceMiddleware(self.app.wsgi_app, **options)
+            app: Any = self.app
+            app.wsgi_app = WSGITraceMiddleware(app.wsgi_app, **options)
+        return True
 
 
-def make(app: Any) -> FlaskAdapter:
+@guarded()
+def _note_exception(app: Any, exception: BaseException, **_: Any) -> None:
+    """Take note of an exception that Flask is about to turn into its answer 500."""
+    trace = request.environ.get(KEY)
+    if trace is not None:
+        trace.raised(exception)
+
+
+def _trace_values(table: Any, *, handler: bool = True) -> None:
+    """Replace the traced functions in a list or dictionary."""
+    for key, function in list(enumerate(table) if isinstance(table, list) else table.items()):
+        traced = traced_form(function, handler=handler)
+        if traced is not None:
+            table[key] = traced
+
+
+def make(app: Flask) -> FlaskAdapter:
     """Return the adapter of an application."""
     return FlaskAdapter(app)

@@ -1,16 +1,23 @@
-"""Starlette: templates of its routes, its authenticated user, and a place around its own error handler.
+"""Starlette: templates of its routes, its authenticated user, traced handlers in any order of decorators.
 
-What is used of Starlette: the public `routes`, `path_format`, `endpoint`, `user_middleware`, `middleware_stack`,
-and what its router puts into the scope (`endpoint`, `path_params`, `root_path`, in newer versions `route`).
+What is used of Starlette: the public `routes`, `path_format`, `endpoint`, `app`, `user_middleware`,
+`middleware_stack`, and what its router puts into the scope (`endpoint`, `path_params`, `root_path`, in newer
+versions `route`). Not documented: that a function's route calls it through a function made by `request_response`
+or `websocket_session`, which stands at the end of the route's `.app` chain.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from tracemw.adapting import layers
+from starlette.routing import WebSocketRoute, request_response, websocket_session
+
+from tracemw.adapting import Adapter, layers, within
 from tracemw.asgi import TraceMiddleware
+from tracemw.guard import report
+from tracemw.stamps import traced_form
 
 MAX_DEPTH = 20  # of applications mounted in one another
 
@@ -31,7 +38,7 @@ class Named(NamedTuple):
     path: str | None
 
 
-class StarletteAdapter:
+class StarletteAdapter(Adapter):
     """Adapts one application.
 
     Args:
@@ -42,7 +49,7 @@ class StarletteAdapter:
         self.app = app
         self._named: dict[int, list[Named]] = {}
         self._tables: list[list[Any]] = []
-        self._size = -1
+        self._size = 0
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the template of the route that the router chose: root path, mounts and the route's own path.
@@ -54,9 +61,9 @@ class StarletteAdapter:
             return None
         chosen = self._chosen(endpoint, carrier)
         root_path: str = carrier.get("root_path", "").rstrip("/")
-        if chosen is None:
+        if chosen is None:  # of a router that we have not seen
             own = getattr(carrier.get("route"), "path_format", None)
-            return None if own is None else root_path + own
+            return None if own is None or carrier.get("app") not in (None, self.app) else root_path + own
         if chosen.path is None:
             return None
         if chosen.mount:
@@ -76,76 +83,97 @@ class StarletteAdapter:
             name = getattr(user, "display_name", None)
             return None if name is None else str(name)
 
-    def prepare(self) -> None:
-        """Learn the routes."""
-        self._tables = []
-        self._named = {}
-        for named in self._walk(self.app.routes, ""):
-            self._named.setdefault(id(named.endpoint), []).append(named)
-        self._size = self._count()
+    def changed(self) -> bool:
+        """Say whether routes were added or removed."""
+        return sum(map(len, self._tables)) != self._size
 
-    def install(self, options: dict[str, Any]) -> None:
+    def prepare(self) -> None:
+        """Learn the routes, and have them call the traced form of their endpoints."""
+        tables: list[list[Any]] = []
+        named: dict[int, list[Named]] = {}
+        for one in self._walk(self.app.routes, "", tables):
+            named.setdefault(id(one.endpoint), []).append(one)
+        self._size = sum(map(len, tables))
+        self._tables, self._named = tables, named
+
+    def install(self, options: dict[str, Any]) -> bool:
         """Add the middleware to the application's stack, once, also when it is serving already."""
         app = self.app
+        if not hasattr(app, "user_middleware"):  # a Router
+            return False
         if any(entry.cls is TraceMiddleware for entry in app.user_middleware):
-            return
+            return True
         if app.middleware_stack is None:
             app.add_middleware(TraceMiddleware, **options)
-        else:
-            self._wrap_stack(options)
+        elif not any(isinstance(layer, TraceMiddleware) for layer in layers(app.middleware_stack)):
+            app.middleware_stack = TraceMiddleware(app.middleware_stack, **options)
+        return True
 
     def place_outermost(self, middleware: Any, options: dict[str, Any]) -> None:
         """Stand around the framework's own error handler as well, if the middleware is a part of the stack.
 
         What that handler answers then gets our headers, and is inside the root.
         """
-        stack = self.app.middleware_stack
-        if stack is not middleware and any(layer is middleware for layer in layers(stack)):
-            self._wrap_stack(options)
-
-    def _wrap_stack(self, options: dict[str, Any]) -> None:
-        stack = self.app.middleware_stack
-        if not isinstance(stack, TraceMiddleware):
-            self.app.middleware_stack = TraceMiddleware(stack, **{**options, "adapter": self})
+        stack: Any = getattr(self.app, "middleware_stack", None)
+        if isinstance(stack, TraceMiddleware) or not any(layer is middleware for layer in layers(stack)):
+            return
+        self.app.middleware_stack = TraceMiddleware(stack, **{**options, "adapter": self})
 
     def _chosen(self, endpoint: Any, carrier: Mapping[str, Any]) -> Named | None:
         found = self._named.get(id(endpoint))
         if found is None or found[0].endpoint is not endpoint:
-            if self._count() == self._size:
-                return None
-            self.prepare()
-            found = self._named.get(id(endpoint))
-            if found is None:
-                return None
+            return None
         return found[0] if len(found) == 1 else _narrowed(found, carrier, self._selected(carrier))
 
     def _selected(self, carrier: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the objects that may be the chosen route, as the router names it in the scope."""
         return (carrier.get("route"),)
 
-    def _count(self) -> int:
-        """Return how many routes there are: another number than before means another route."""
-        return sum(map(len, self._tables))
-
-    def _walk(self, routes: list[Any], mount: str, depth: int = 0) -> Iterator[Named]:
-        self._tables.append(routes)
+    def _walk(self, routes: Any, mount: str, tables: list[list[Any]], depth: int = 0) -> Iterator[Named]:
+        tables.append(routes)
         for route in list(routes):
-            yield from self._walk_route(route, mount, depth)
+            yield from self._walk_route(route, mount, tables, depth)
 
-    def _walk_route(self, route: Any, mount: str, depth: int) -> Iterator[Named]:
+    def _walk_route(self, route: Any, mount: str, tables: list[list[Any]], depth: int) -> Iterator[Named]:
         path = getattr(route, "path_format", None)
-        endpoint = getattr(route, "endpoint", None)
-        if endpoint is not None and path is not None:
-            yield Named(route, endpoint, mount, path)
+        if getattr(route, "endpoint", None) is not None:
+            self._trace_endpoint(route)
+            yield Named(route, route.endpoint, mount, path)
             return
         inner = getattr(route, "app", None)
         if inner is None:
             return
         below = _routes_of(inner)
-        own = "" if path is None else path.removesuffix("/{path}")
-        yield Named(route, inner, mount + own, None if path is None or below is not None else "/{path}")
+        if path is not None:
+            mount += path.removesuffix("/{path}")
+        yield Named(route, inner, mount, None if path is None or below is not None else "/{path}")
         if below is not None and depth < MAX_DEPTH:
-            yield from self._walk(below, mount + own, depth + 1)
+            yield from self._walk(below, mount, tables, depth + 1)
+
+    def _trace_endpoint(self, route: Any) -> None:
+        """Have a route call the traced form of its endpoint."""
+        traced = traced_form(route.endpoint)
+        if traced is not None:
+            if self._call_instead(route, traced):
+                route.endpoint = traced
+            else:
+                report("StarletteAdapter.prepare", RuntimeError(f"no handler span: cannot get into {route!r}"))
+
+    def _call_instead(self, route: Any, traced: Any) -> bool:
+        """Put the traced endpoint at the end of the route's chain of middleware; False where that is hidden."""
+        holder = route
+        while getattr(holder, "app", None) is not None:
+            if holder.app is route.endpoint:  # an ASGI application
+                holder.app = traced
+                return True
+            if inspect.isfunction(holder.app):
+                made = websocket_session if isinstance(route, WebSocketRoute) else request_response
+                if holder.app.__qualname__ != f"{made.__name__}.<locals>.app":
+                    return False
+                holder.app = made(traced)
+                return True
+            holder = holder.app
+        return False
 
 
 def make(app: Any) -> StarletteAdapter:
@@ -155,8 +183,8 @@ def make(app: Any) -> StarletteAdapter:
 
 def _routes_of(app: Any) -> list[Any] | None:
     """Return the routes of a mounted application, which middleware may wrap; None where it has none."""
-    for layer in layers(app):
-        routes = getattr(layer, "routes", None)
+    for inner in within(app):
+        routes = getattr(inner, "routes", None)
         if isinstance(routes, list):
             return routes
     return None

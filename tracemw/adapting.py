@@ -3,30 +3,171 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
-from tracemw.guard import guarded
+from tracemw import stamps
+from tracemw.guard import guarded, report
 
-# The framework's top-level package -> the module that adapts it; each has `make(app) -> Adapter`.
-MODULES: Final = {
-    "fastapi": "tracemw.adapters.fastapi",
-    "starlette": "tracemw.adapters.starlette",
-    "flask": "tracemw.adapters.flask",
+# The framework's top-level package -> the module that adapts it, and its applications' class names.
+FRAMEWORKS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "fastapi": ("tracemw.adapters.fastapi", ("FastAPI",)),
+    "starlette": ("tracemw.adapters.starlette", ("Starlette", "Router")),
+    "flask": ("tracemw.adapters.flask", ("Flask",)),
 }
+MAX_LAYERS: Final = 50  # of middleware around an application
+MAX_OBJECTS: Final = 200  # looked at on the way to an application
 
 
-class Adapter(Protocol):
-    """Knows where one framework keeps its routes, handlers and users. One instance serves one application."""
+class Adapter:
+    """Knows where one framework keeps its routes, handlers and users.
+
+    One instance serves one application. Each method is optional; what it raises is reported, and the request
+    goes on. `docs/adapters.md` has a complete one.
+    """
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
-        """Return the template of the route that the framework chose for this request, prefixes included."""
+        """Return the template of the route that the framework chose for this request.
+
+        Asked once, when the response is complete.
+
+        Args:
+            carrier: The ASGI scope or WSGI environ.
+
+        Returns:
+            The template with all prefixes, None where no route was found.
+        """
+        return None
 
     def user(self, carrier: Mapping[str, Any]) -> str | None:
-        """Return the user whom the framework has authenticated, or None."""
+        """Return the user whom the framework has authenticated, or None.
+
+        Args:
+            carrier: The ASGI scope or WSGI environ.
+        """
+        return None
+
+    def changed(self) -> bool:
+        """Say whether the application has other routes than when `prepare` was called; asked with each request."""
+        return False
 
     def prepare(self) -> None:
-        """Make sure that traced handlers are traced; called before a request when `@trace` saw a new function."""
+        """See to it that the application calls the traced form of its traced handlers.
+
+        Called before the first request, and again when `changed()` or when `@trace` saw a new function.
+        """
+
+    def install(self, options: dict[str, Any]) -> bool:
+        """Put the middleware into the application, once; False where it has to be put around it.
+
+        Args:
+            options: Those of the middleware.
+        """
+        return False
+
+    def place_outermost(self, middleware: Any, options: dict[str, Any]) -> None:
+        """Stand around the framework's own error handler as well, if the middleware does not do so.
+
+        Args:
+            middleware: The one that is there.
+            options: Its options.
+        """
+
+
+class Attached:
+    """A middleware's adapter: found when it is first needed, kept prepared, its failures reported.
+
+    Args:
+        given: The `adapter` option.
+    """
+
+    __slots__ = ("adapter", "_looked", "_generation", "_changed")
+
+    def __init__(self, given: Any = None) -> None:
+        self.adapter: Any = given
+        self._looked = given is not None
+        self._generation = -1
+        self._changed: Any = getattr(given, "changed", None)
+
+    def find(self, app: Any) -> bool:
+        """Look for the adapter of an application; True when one was found just now."""
+        if self._looked:
+            return False
+        self._looked = True
+        self.adapter = adapter_for(app)
+        self._changed = getattr(self.adapter, "changed", None)
+        return self.adapter is not None
+
+    def if_found(self) -> Attached | None:
+        """Return this, or None where there is no adapter to ask."""
+        return None if self.adapter is None else self
+
+    def keep_prepared(self) -> None:
+        """Have the adapter prepare the application where there is something new."""
+        try:
+            if self._generation == stamps.generation and (self._changed is None or not self._changed()):
+                return
+            self._generation = stamps.generation
+            if self.adapter is not None:
+                self.adapter.prepare()
+        except Exception as exc:
+            report(self._place("prepare"), exc)
+
+    def place_outermost(self, middleware: Any, options: dict[str, Any]) -> None:
+        """Have the adapter stand around the framework's own error handler."""
+        try:
+            self.adapter.place_outermost(middleware, options)
+        except Exception as exc:
+            report(self._place("place_outermost"), exc)
+
+    def route(self, carrier: Mapping[str, Any]) -> str | None:
+        """Return what the adapter says of the route; None if it fails."""
+        try:
+            return self.adapter.route(carrier)  # type: ignore[no-any-return]
+        except Exception as exc:
+            report(self._place("route"), exc)
+            return None
+
+    def user(self, carrier: Mapping[str, Any]) -> str | None:
+        """Return what the adapter says of the user; None if it fails."""
+        try:
+            return self.adapter.user(carrier)  # type: ignore[no-any-return]
+        except Exception as exc:
+            report(self._place("user"), exc)
+            return None
+
+    def _place(self, method: str) -> str:
+        return f"{type(self.adapter).__name__}.{method}"
+
+
+class Several(Adapter):
+    """The adapters of several applications behind one middleware.
+
+    Args:
+        adapters: One for each application.
+    """
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters = adapters
+
+    def route(self, carrier: Mapping[str, Any]) -> str | None:
+        """Return the route from whichever application it is of."""
+        return next((r for a in self.adapters if (r := a.route(carrier)) is not None), None)
+
+    def user(self, carrier: Mapping[str, Any]) -> str | None:
+        """Return the user from whichever application knows one."""
+        return next((u for a in self.adapters if (u := a.user(carrier)) is not None), None)
+
+    def changed(self) -> bool:
+        """Say whether one of them has."""
+        return any(adapter.changed() for adapter in self.adapters)
+
+    def prepare(self) -> None:
+        """Prepare them all."""
+        for adapter in self.adapters:
+            adapter.prepare()
 
 
 @guarded()
@@ -34,26 +175,80 @@ def adapter_for(app: Any) -> Adapter | None:
     """Return the adapter for an application or for what is wrapped in it; None where none is known.
 
     Args:
-        app: A framework's application, or middleware around one (found through `.app`, `.wsgi_app`).
+        app: A framework's application, or middleware around one or several.
     """
-    for candidate in layers(app):
-        for kind in type(candidate).__mro__:
-            module = MODULES.get(kind.__module__.partition(".")[0])
-            if module is not None and _is_application(kind):
-                made: Adapter = importlib.import_module(module).make(candidate)
-                return made
+    adapters = []
+    for candidate in within(app):
+        module = _module_for(candidate)
+        if module is not None:
+            made: Adapter = importlib.import_module(module).make(candidate)
+            adapters.append(made)
+    if adapters:
+        return adapters[0] if len(adapters) == 1 else Several(adapters)
+    if "werkzeug.routing" in sys.modules:
+        from tracemw.adapters import werkzeug
+
+        return werkzeug.find(app)
     return None
 
 
-def _is_application(kind: type) -> bool:
-    return kind.__name__ in ("FastAPI", "Starlette", "Flask")
+def _module_for(app: Any) -> str | None:
+    for kind in type(app).__mro__:
+        module, classes = FRAMEWORKS.get(kind.__module__.partition(".")[0], ("", ()))
+        if kind.__name__ in classes:
+            return module
+    return None
+
+
+def within(app: Any) -> Iterator[Any]:
+    """Give an application and all that it may hand a request to, as far as it is not in a framework's hands.
+
+    Middleware keeps what it wraps in an attribute, whatever its name, or in a variable that it closes over; a
+    dispatcher keeps several in a dictionary or list.
+    """
+    found, waiting = [app], [app]
+    while waiting and len(found) < MAX_OBJECTS:
+        current = waiting.pop(0)
+        yield current
+        if _module_for(current) is None:
+            for inner in held_by(current):
+                if callable(inner) and not isinstance(inner, type) and not any(inner is one for one in found):
+                    found.append(inner)
+                    waiting.append(inner)
+
+
+def held_by(app: Any) -> Iterator[Any]:
+    """Give what a callable has at hand: attributes, closed-over variables, global variables that it names."""
+    yield getattr(app, "__self__", None)  # Flask's `app.wsgi_app` is a bound method of the application
+    if inspect.isfunction(app):
+        yield from _used_by(app)
+        return
+    if inspect.isroutine(app) or inspect.ismodule(app):
+        return
+    for value in (getattr(app, "app", None), *getattr(app, "__dict__", {}).values()):
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
+
+
+def _used_by(function: Any) -> Iterator[Any]:
+    """Give what a function closes over, and the global variables that it names."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    yield from (function.__globals__.get(name) for name in function.__code__.co_names)
 
 
 def layers(app: Any) -> list[Any]:
-    """Return the application and what it wraps, outermost first."""
+    """Return a stack of middleware, outermost first, down to the application."""
     found: list[Any] = []
-    while app is not None and len(found) < 50 and not any(app is one for one in found):
+    while app is not None and len(found) < MAX_LAYERS and not any(app is one for one in found):
         found.append(app)
-        owner = getattr(app, "__self__", None)  # Flask's `app.wsgi_app` is a bound method of the application
+        owner = getattr(app, "__self__", None)
         app = owner if owner is not None else getattr(app, "app", None)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, TypeVar
 
+from tracemw import config
 from tracemw.adapting import adapter_for
 from tracemw.asgi import TraceMiddleware
 from tracemw.errors import TracemwError
@@ -32,9 +33,10 @@ def instrument(app: App, **options: Any) -> App:
     """
     if isinstance(app, (TraceMiddleware, WSGITraceMiddleware)):
         return app
-    install = getattr(adapter_for(app), "install", None)
-    if install is not None:
-        install(options)
+    config.settings().override(options)
+    adapter = options.get("adapter") or adapter_for(app)
+    install = getattr(adapter, "install", None)
+    if install is not None and install(options):
         return app
     if not callable(app):
         raise TracemwError(f"instrument() takes an ASGI or WSGI application, not {type(app).__name__}")

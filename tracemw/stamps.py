@@ -1,15 +1,17 @@
 """Any order of decorators: what `@trace` was put on, told to whoever calls the function underneath.
 
-A route decorator registers the function that it is given. `@trace` above it wraps what the route decorator returned,
-so the framework would never call the wrapper. Hence `@trace` also stamps the function it was given, and what that one
-wraps, with its options; the adapter asks `traced_form` for every function that its framework has registered.
+A route decorator registers the function that it is given. `@trace` above it wraps what the route decorator
+returned, so the framework would never call the wrapper. Hence `@trace` also stamps the function it was given, and
+what that one wraps, with its options; the adapter asks `traced_form` for every function that its framework has
+registered.
 """
 
 from __future__ import annotations
 
+import functools
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -37,11 +39,12 @@ def stamp(fn: Any, options: Options) -> None:
     _count(fn)
 
 
-def traced_form(fn: Any) -> Any:
+def traced_form(fn: Any, *, handler: bool = True) -> Any:
     """Return what a framework should call instead of the function that it has registered.
 
     Args:
         fn: What the framework has registered and calls for a request.
+        handler: Whether it answers requests; False for what runs before and after that.
 
     Returns:
         None where `fn` opens its span by itself, or was never traced; else a callable of the same kind that opens
@@ -49,21 +52,25 @@ def traced_form(fn: Any) -> Any:
     """
     plan = plan_in(fn)
     if plan is not None:
-        plan.handler = True
+        plan.handler = plan.handler or handler
         return None
     options = _stamped(fn)
     if options is None:
-        return None
+        return next((found for lookup in lookups if (found := lookup(fn)) is not None), None)
     from tracemw.decorator import wrap
 
     wrapper = wrap(fn, options)
-    getattr(wrapper, MARKER).handler = True
+    getattr(wrapper, MARKER).handler = handler
     return wrapper
 
 
+# Other decorators' ways to tell the traced form of a registered function (None: not one of theirs).
+lookups: Final[list[Callable[[Any], Any]]] = []
+
+
 def plan_in(fn: Any) -> Plan | None:
-    """Return the plan of the outermost traced function that calling `fn` leads to, if there is one."""
-    for function in wrapped_by(fn):
+    """Return the plan of the outermost traced function that calling `fn` leads to, as far as that is certain."""
+    for function in _chain(fn, _told_by):
         plan: Plan | None = _own(function, MARKER)
         if plan is not None:
             return plan
@@ -73,47 +80,76 @@ def plan_in(fn: Any) -> Plan | None:
 def wrapped_by(fn: Any) -> Iterator[Any]:
     """Give a function and what it wraps, outermost first.
 
-    Decorators tell what they wrap in `__wrapped__`; of one that does not, what it wraps is the only function
-    among the variables that its wrapper closes over.
+    Decorators tell what they wrap in `__wrapped__`. What one wraps that does not is a function among the variables
+    that its wrapper closes over, or among the attributes of the object that it made.
     """
+    return _chain(fn, _wrapped)
+
+
+def _chain(fn: Any, follow: Callable[[Any], Sequence[Any]]) -> Iterator[Any]:
     seen: list[Any] = []
-    while fn is not None and len(seen) < DEPTH and not any(fn is one for one in seen):
-        seen.append(fn)
-        yield fn
-        fn = _next(fn)
+    waiting = [fn]
+    while waiting and len(seen) < DEPTH:
+        current = waiting.pop(0)
+        if any(current is one for one in seen):
+            continue
+        seen.append(current)
+        yield current
+        waiting += follow(current)
 
 
-def _next(fn: Any) -> Any:
+def _told_by(fn: Any) -> Sequence[Any]:
+    """Return what a function says that it wraps."""
     if isinstance(fn, types.MethodType):
-        return fn.__func__
-    partial = getattr(fn, "func", None)
-    if partial is not None and type(fn).__module__ == "functools":
-        return partial
+        return (fn.__func__,)
+    if isinstance(fn, functools.partial):
+        return (fn.func,)
     wrapped = _own(fn, "__wrapped__")
-    if wrapped is not None:
-        return wrapped
-    if not isinstance(fn, types.FunctionType) or _own(fn, MARKER) is not None:
-        return None
-    return _only_function(fn)
+    return () if wrapped is None else (wrapped,)
 
 
-def _only_function(fn: types.FunctionType) -> Callable[..., Any] | None:
-    functions = []
-    for cell in fn.__closure__ or ():
+def _wrapped(fn: Any) -> Sequence[Any]:
+    told = _told_by(fn)
+    if told or _own(fn, MARKER) is not None:
+        return told
+    return list(_closed_over(fn)) if isinstance(fn, types.FunctionType) else list(_kept_by(fn))
+
+
+def _closed_over(fn: types.FunctionType) -> Iterator[Any]:
+    """Give the functions that were arguments of the decorator: they go by another name there than their own.
+
+    A function that a handler merely calls, defined next to it in an application factory, goes by its own.
+    """
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False):
         try:
             content = cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-        if isinstance(content, types.FunctionType) and content is not fn:
-            functions.append(content)
-    return functions[0] if len(functions) == 1 else None
+        if _is_function(content) and name != getattr(content, "__name__", name):
+            yield content
+
+
+def _kept_by(decorated: Any) -> Iterator[Any]:
+    try:
+        attributes = list(vars(decorated).values())
+    except TypeError:  # no dictionary
+        return
+    yield from (value for value in attributes if _is_function(value))
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, (types.FunctionType, types.MethodType, functools.partial))
 
 
 def _stamped(fn: Any) -> Options | None:
-    try:
-        return _options.get(fn.__func__ if isinstance(fn, types.MethodType) else fn)
-    except TypeError:
-        return None
+    for function in _chain(fn, _told_by):
+        try:
+            options = _options.get(function)
+        except TypeError:  # cannot be hashed
+            continue
+        if options is not None:
+            return options
+    return None
 
 
 def _own(fn: Any, name: str) -> Any:
