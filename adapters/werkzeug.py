@@ -135,5 +135,5 @@ def _note(rule: Rule) -> None:
 
 @guarded()
 def _traced(endpoint: Any) -> Any:
-    """Return the traced form of an endpoint that is a function; others are names for the application to look up."""
+    """Return the traced form of an endpoint that is a function; others are names for the application."""
     return traced_form(endpoint) if callable(endpoint) else None

@@ -87,17 +87,18 @@ class Attached:
 
     def __init__(self, given: Any = None) -> None:
         self.adapter: Any = given
-        self._looked = given is not None
+        self._looked = False
         self._generation = -1
         self._changed: Any = getattr(given, "changed", None)
 
     def find(self, app: Any) -> bool:
-        """Look for the adapter of an application; True when one was found just now."""
+        """Look for the adapter of an application; True the first time, if there is one."""
         if self._looked:
             return False
         self._looked = True
-        self.adapter = adapter_for(app)
-        self._changed = getattr(self.adapter, "changed", None)
+        if self.adapter is None:
+            self.adapter = adapter_for(app)
+            self._changed = getattr(self.adapter, "changed", None)
         return self.adapter is not None
 
     def if_found(self) -> Attached | None:
@@ -118,7 +119,9 @@ class Attached:
     def place_outermost(self, middleware: Any, options: dict[str, Any]) -> None:
         """Have the adapter stand around the framework's own error handler."""
         try:
-            self.adapter.place_outermost(middleware, options)
+            place_outermost = getattr(self.adapter, "place_outermost", None)
+            if place_outermost is not None:
+                place_outermost(middleware, options)
         except Exception as exc:
             report(self._place("place_outermost"), exc)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 
-from tracemw import config, provider, stamps
-from tracemw.adapting import Adapter, adapter_for
+from tracemw import config, provider
+from tracemw.adapting import Attached
 from tracemw.bodies import Tee, content_type
 from tracemw.errors import SettingError
 from tracemw.guard import guarded
@@ -50,9 +50,7 @@ class TraceMiddleware:
         self._options = options
         self._tracer: RequestTracer | None = None
         self._generation = -1
-        self._traced_generation = -1
-        self._adapter: Adapter | None = options.get("adapter")
-        self._looked_for_adapter = self._adapter is not None
+        self._attached = Attached(options.get("adapter"))
         self._active = True
         try:
             config.settings().override(options)
@@ -154,7 +152,9 @@ class TraceMiddleware:
 
     async def _enrich(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on whose trace is open already; exceptions are seen here before they are handled."""
-        self._prepare_again()
+        self._prepare(scope)
+        if self._attached.adapter is not None:
+            request.also_known_to(self._attached, scope)
         try:
             await self.app(scope, receive, send)
         except BaseException as exc:
@@ -178,8 +178,7 @@ class TraceMiddleware:
         tracer = self._tracer
         if tracer is None or self._generation != config.generation():
             tracer = self._compile(scope)
-        if self._traced_generation != stamps.generation:
-            self._prepare_again()
+        self._attached.keep_prepared()
         if "fastapi.telemetry" not in scope and provider.is_joined_now():
             # We stand outside of a framework that would open a second root: one trace per request.
             scope["fastapi.telemetry"] = None
@@ -209,28 +208,17 @@ class TraceMiddleware:
         self._prepare(scope)
         settings = config.settings().override(self._options)
         provider.tracer()
-        self._tracer = RequestTracer(settings, self._adapter)
+        self._tracer = RequestTracer(settings, self._attached.if_found())
         self._generation = generation
         return self._tracer
 
     @guarded()
     def _prepare(self, scope: Scope) -> None:
-        if not self._looked_for_adapter:
-            app = scope.get("app")
-            self._adapter = adapter_for(app if app is not None else self.app)
-            self._looked_for_adapter = True
-            place_outermost = getattr(self._adapter, "place_outermost", None)
-            if place_outermost is not None:
-                place_outermost(self, self._options)
-        self._prepare_again()
-
-    @guarded()
-    def _prepare_again(self) -> None:
-        if self._traced_generation == stamps.generation:
-            return
-        self._traced_generation = stamps.generation
-        if self._adapter is not None:
-            self._adapter.prepare()
+        """Find the adapter; the framework names its application in the scope when we are a part of its stack."""
+        app = scope.get("app")
+        if self._attached.find(app if app is not None else self.app):
+            self._attached.place_outermost(self, self._options)
+        self._attached.keep_prepared()
 
 
 class _Socket:

@@ -13,8 +13,8 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 
-from tracemw import config, provider, stamps
-from tracemw.adapting import Adapter, adapter_for
+from tracemw import config, provider
+from tracemw.adapting import Attached
 from tracemw.bodies import Tee, TeeInput, content_type
 from tracemw.guard import guarded
 from tracemw.opening import RequestTracer
@@ -47,9 +47,7 @@ class WSGITraceMiddleware:
         self._options = options
         self._tracer: RequestTracer | None = None
         self._generation = -1
-        self._traced_generation = -1
-        self._adapter: Adapter | None = options.get("adapter")
-        self._looked_for_adapter = self._adapter is not None
+        self._attached = Attached(options.get("adapter"))
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -67,6 +65,8 @@ class WSGITraceMiddleware:
         self, request: RequestTrace, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         self._prepare()
+        if self._attached.adapter is not None:
+            request.also_known_to(self._attached, environ)
         try:
             return self.app(environ, start_response)
         except BaseException as exc:
@@ -80,8 +80,7 @@ class WSGITraceMiddleware:
         tracer = self._tracer
         if tracer is None or self._generation != config.generation():
             tracer = self._compile()
-        if self._traced_generation != stamps.generation:
-            self._prepare()
+        self._attached.keep_prepared()
         identity = tracer.identity.from_environ(environ)
         path = _wsgi_text(environ.get("SCRIPT_NAME", "")) + _wsgi_text(environ.get("PATH_INFO", ""))
         protocol = environ.get("SERVER_PROTOCOL", "HTTP/1.1")
@@ -107,20 +106,14 @@ class WSGITraceMiddleware:
         self._prepare()
         settings = config.settings().override(self._options)
         provider.tracer()
-        self._tracer = RequestTracer(settings, self._adapter)
+        self._tracer = RequestTracer(settings, self._attached.if_found())
         self._generation = generation
         return self._tracer
 
     @guarded()
     def _prepare(self) -> None:
-        if not self._looked_for_adapter:
-            self._adapter = adapter_for(self.app)
-            self._looked_for_adapter = True
-        if self._traced_generation == stamps.generation:
-            return
-        self._traced_generation = stamps.generation
-        if self._adapter is not None:
-            self._adapter.prepare()
+        self._attached.find(self.app)
+        self._attached.keep_prepared()
 
 
 class _Response:
