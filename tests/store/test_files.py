@@ -80,7 +80,9 @@ def test_any_file_name(name: str, tmp_path: Path) -> None:
         assert store.get(trace_id(1)) is not None
 
 
-@pytest.mark.parametrize("url", ["", "store.db", "sqlite:", "sqlite://", "sqlite:///", "mysql://x", "sqlite:///a\0b"])
+@pytest.mark.parametrize(
+    "url", ["", "store.db", "sqlite:", "sqlite://", "sqlite:///", "mysql://x", "sqlite:///a\0b"]
+)
 def test_what_is_no_url(url: str) -> None:
     """A url of another form is refused, and the message shows the right ones."""
     with pytest.raises(StoreError, match="no store: "):
@@ -317,8 +319,8 @@ INSERT INTO traces VALUES
     (4, '00000000000000000000000000000002', NULL, 0, 'step', 1750000000000000000, NULL, 'IN_PROGRESS',
      NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{}', '{}', 1);
 INSERT INTO spans VALUES
-    (1, 1, 'f000000000000001', NULL, 'GET /a', NULL, 'SERVER', 1750000000000000000, 1750000000000000005, 'UNSET', NULL,
-     '{}', '[]', '[]', 'tracemw'),
+    (1, 1, 'f000000000000001', NULL, 'GET /a', NULL, 'SERVER', 1750000000000000000, 1750000000000000005, 'UNSET',
+     NULL, '{}', '[]', '[]', 'tracemw'),
     (2, 4, '0000000000000001', 'f000000000000002', 'step', 'LLM', 'INTERNAL', 1750000000000000000,
      1750000000000000001, 'UNSET', NULL, '{}', '[]', '[]', 'tracemw');
 INSERT INTO outbox VALUES (1, 3, 2, 0, 'refused', 1);

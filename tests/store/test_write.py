@@ -105,7 +105,9 @@ def test_every_change_raises_the_revision(store: Store) -> None:
 def test_newer_facts_of_the_same_root(store: Store) -> None:
     """What is said again wins, what is not said again stays."""
     store.write([trace(1, tags={"a": "1", "b": "1"})], [])
-    store.write([trace(1, state="ERROR", session_id=None, user_id="joe", tags={"b": "2"}, metadata={"k": "v"})], [])
+    store.write(
+        [trace(1, state="ERROR", session_id=None, user_id="joe", tags={"b": "2"}, metadata={"k": "v"})], []
+    )
     assert stored(store, 1).row == trace(
         1, state="ERROR", user_id="joe", tags={"a": "1", "b": "2"}, metadata={"app_version": "1.0.0", "k": "v"}
     )
@@ -121,7 +123,13 @@ def test_a_finished_trace_does_not_start_again(store: Store) -> None:
 def test_the_parentless_root_has_the_facts(store: Store) -> None:
     """Of a caller and a callee that share the store, the caller's facts count, in whatever order they came."""
     callee = trace(
-        1, root_span_id="b" * 16, has_parent=True, name="GET /inner", start_ns=START, route="/inner", tags={"x": "b"}
+        1,
+        root_span_id="b" * 16,
+        has_parent=True,
+        name="GET /inner",
+        start_ns=START,
+        route="/inner",
+        tags={"x": "b"},
     )
     caller = trace(
         1, root_span_id="a" * 16, name="GET /outer", start_ns=START + 7, session_id=None, state="STATE_UNSPECIFIED"
@@ -178,9 +186,15 @@ def test_the_order_of_writing_does_not_matter(items: list[TraceRow | int], data:
 def test_patch(store: Store) -> None:
     """A patch sets and removes single facts of a stored trace; None removes."""
     store.write([trace(1, tags={"a": "1", "b": "2"})], [span(1)])
-    assert store.patch(trace_id(1), tags={"a": None, "c": "3"}, metadata={"region": "eu"}, session_id=None, state="ERROR")
+    assert store.patch(
+        trace_id(1), tags={"a": None, "c": "3"}, metadata={"region": "eu"}, session_id=None, state="ERROR"
+    )
     assert stored(store, 1).row == trace(
-        1, tags={"b": "2", "c": "3"}, metadata={"app_version": "1.0.0", "region": "eu"}, session_id=None, state="ERROR"
+        1,
+        tags={"b": "2", "c": "3"},
+        metadata={"app_version": "1.0.0", "region": "eu"},
+        session_id=None,
+        state="ERROR",
     )
     assert not store.patch(trace_id(2), tags={"a": "b"})
 
@@ -238,18 +252,36 @@ def test_deleted_traces_are_not_found_by_their_words(store: Store) -> None:
     assert store.search("user = 'jane'").traces == []
 
 
-HOSTILE = ["\0", "a\0b", "\ud800", "\udfff\ud800", "\U0001f600", "\x1b[31m", "'; DROP TABLE traces; --", '"', "\\", ""]
+HOSTILE = [
+    "\0",
+    "a\0b",
+    "\ud800",
+    "\udfff\ud800",
+    "\U0001f600",
+    "\x1b[31m",
+    "'; DROP TABLE traces; --",
+    '"',
+    "\\",
+    "",
+]
 TEXTS = st.one_of(st.sampled_from(HOSTILE), st.text(st.characters(), max_size=20))
 TRACE_TEXTS = st.fixed_dictionaries(
     {},
     optional=dict.fromkeys(
-        [f.name for f in fields(TraceRow) if "str" in str(f.type) and f.name not in ("trace_id", "metadata", "tags")],
+        [
+            f.name
+            for f in fields(TraceRow)
+            if "str" in str(f.type) and f.name not in ("trace_id", "metadata", "tags")
+        ],
         TEXTS,
     )
     | dict.fromkeys(["metadata", "tags"], st.dictionaries(TEXTS, TEXTS, max_size=3)),
 )
 SPAN_TEXTS = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys([f.name for f in fields(SpanRow) if "str" in str(f.type) and f.name != "trace_id"], TEXTS)
+    {},
+    optional=dict.fromkeys(
+        [f.name for f in fields(SpanRow) if "str" in str(f.type) and f.name != "trace_id"], TEXTS
+    ),
 )
 
 
@@ -304,6 +336,8 @@ def test_a_failed_write_stores_nothing(store: Store) -> None:
 def test_thirty_thousand_spans(store: Store) -> None:
     """A trace of any size is written in parts and read whole."""
     for first in range(1, 30_001, 5000):
-        store.write([trace(1)] if first == 1 else [], [span(1, n, name=f"s{n % 900}") for n in range(first, first + 5000)])
+        store.write(
+            [trace(1)] if first == 1 else [], [span(1, n, name=f"s{n % 900}") for n in range(first, first + 5000)]
+        )
     assert len(stored(store, 1).spans) == 30_000
     assert [t.row for t in store.search("span.name = 's899'", include_spans=False).traces] == [trace(1)]

@@ -1,10 +1,10 @@
 """Connections to one SQLite file: the file made private, connections pooled, none open across a fork.
 
-A connection that merely exists in a forked child is a danger, even if it is never used: SQLite keeps a record of its
-file locks per process, so a new connection of the child takes over the parent's entry and believes it holds locks
-that only the parent has. When the parent closes, the log that the child still writes to is removed: committed rows
-are lost without an error. So every connection is shut before a fork and made anew after it, on both sides; a fork
-that Python does not know of (uWSGI's) is noticed by the process id.
+A connection that merely exists in a forked child is a danger, even if it is never used: SQLite keeps a record of
+its file locks per process, so a new connection of the child takes over the parent's entry and believes it holds
+locks that only the parent has. When the parent closes, the log that the child still writes to is removed:
+committed rows are lost without an error. So every connection is shut before a fork and made anew after it, on both
+sides; a fork that Python does not know of (uWSGI's) is noticed by the process id.
 """
 
 from __future__ import annotations

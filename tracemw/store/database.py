@@ -21,7 +21,7 @@ from .rows import SpanRow, StoredPage, StoredTrace, TraceRow
 from .schema import prepare
 
 if TYPE_CHECKING:
-    from .compare import Comparison
+    from .compare import Group
     from .filter import Order, Where
 
 # What a row with a text or a number that SQLite cannot take raises; the rows are then cleaned and written again.
@@ -232,7 +232,7 @@ class Store:
             traces = reader.by_ids(connection, ids, include_spans)
         return StoredPage(traces, None if place is None else reader.token_of(place, query))
 
-    def compare(self, by: str, filter_string: str | None = None, baseline: str | None = None) -> list[Comparison]:
+    def compare(self, by: str, filter_string: str | None = None, baseline: str | None = None) -> list[Group]:
         """Return counts, error rates and latencies for each value of a key (see `compare.py`)."""
         from .compare import compare
 
