@@ -94,7 +94,10 @@ def _text(text: str, node: Comparison, operand: Operand) -> Sql:
     elif operator in _ORDERED:
         fail(text, f"{operator} needs a number", node.values[0].place)
     else:
-        return _equal(operand.sql, node, [plain_of(text, value, operand) for value in node.values])
+        wanted = [plain_of(text, value, operand) for value in node.values]
+        if operand.of_span and operand.kind == "state" and wanted == ["ERROR"] and operator != "!=":
+            return _equal(("s.status", ()), node, wanted)  # what else the status hangs on makes no difference
+        return _equal(operand.sql, node, wanted)
     return (f"NOT ({found[0]})", found[1]) if node.negated else found
 
 
