@@ -23,9 +23,7 @@ class ArgumentNames:
         self._known = parameters is not None
         found = parameters or ()
         self._parameters = tuple((p.name, p.kind, p.default) for p in found)
-        self._positional = tuple(
-            p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        )
+        self._positional = tuple(p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         self._args = next((p.name for p in found if p.kind is p.VAR_POSITIONAL), None)
         # Only names that a call may give in order: the common case needs a zip and no more.
         self._simple = len(self._positional) == len(self._parameters)
@@ -40,7 +38,7 @@ class ArgumentNames:
             the call does not fit, which the call itself will say.
         """
         if self._simple and not kwargs and len(args) == len(self._parameters):
-            values = dict(zip(self._positional, args))
+            values = dict(zip(self._positional, args, strict=False))
         elif not self._known:
             return _without_names(args, kwargs)
         else:
@@ -54,7 +52,7 @@ class ArgumentNames:
         return values
 
     def _fit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-        values = dict(zip(self._positional, args))
+        values = dict(zip(self._positional, args, strict=False))
         surplus = args[len(self._positional) :]
         if surplus and self._args is None:
             return None

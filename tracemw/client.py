@@ -1,20 +1,16 @@
 """`Client`: traces and spans begun and ended by their ids; and the tags of any trace.
 
-Nothing here makes a span current: parents are named. What is open is kept in a table of this process, under its ids,
-until it has ended.
+Nothing here makes a span current: parents are named.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from tracemw import reading
+from tracemw import opened, reading
 from tracemw.entities import Trace
 from tracemw.errors import NotFoundError, TracemwError
 from tracemw.livespan import NO_OP_TRACE_ID, LiveSpan, NoOpSpan
@@ -22,78 +18,8 @@ from tracemw.reading import TraceList, aliased, hex_id, not_found
 from tracemw.record import TraceRecord, record_of
 from tracemw.spans import get_current_active_span, start_span_no_context
 
-logger = logging.getLogger("tracemw")
-
-LIMIT: Final = 10_000  # traces that may be open in one process
-
 # Tags that MLflow keeps to itself.
 IMMUTABLE_TAGS: Final = frozenset({"mlflow.user", "mlflow.artifactLocation"})
-
-
-class _Open:
-    """The spans of one trace that was begun with a client: all of them, until the root and they have ended."""
-
-    __slots__ = ("root", "spans")
-
-    def __init__(self, root: LiveSpan) -> None:
-        self.root = root
-        self.spans: dict[str, LiveSpan] = {root.span_id: root}
-
-    def has_ended(self) -> bool:
-        return not any(span.otel_span.is_recording() for span in self.spans.values())
-
-
-class _Table:
-    """The open traces of this process, oldest first."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all: after a fork they are the parent's."""
-        self._traces: dict[str, _Open] = {}
-        self._lock = threading.Lock()
-
-    def add(self, span: LiveSpan) -> None:
-        """Keep a span; one below a span that no client has begun makes an entry of its own."""
-        with self._lock:
-            trace = self._traces.get(span.trace_id)
-            if trace is None:
-                self._traces[span.trace_id] = _Open(span)
-            else:
-                trace.spans[span.span_id] = span
-            surplus = len(self._traces) - LIMIT
-            dropped = [self._traces.pop(key) for key in list(self._traces)[: max(0, surplus)]]
-        for trace in dropped:
-            logger.warning("more than %d traces are open; the oldest, %s, was ended", LIMIT, trace.root.trace_id)
-            for open_span in reversed(trace.spans.values()):
-                if open_span.otel_span.is_recording():
-                    open_span.end()
-
-    def trace(self, trace_id: str) -> _Open | None:
-        """Return an open trace."""
-        return self._traces.get(trace_id)
-
-    def span(self, trace_id: str, span_id: str) -> LiveSpan | None:
-        """Return a span of an open trace."""
-        trace = self._traces.get(trace_id)
-        return None if trace is None else trace.spans.get(span_id)
-
-    def ended(self, trace_id: str) -> None:
-        """Forget a trace if nothing of it is open any more."""
-        with self._lock:
-            trace = self._traces.get(trace_id)
-            if trace is not None and trace.has_ended():
-                del self._traces[trace_id]
-
-    def __len__(self) -> int:
-        return len(self._traces)
-
-
-_open = _Table()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_open.reset)
 
 
 class Client:
@@ -140,8 +66,8 @@ class Client:
         active = get_current_active_span()
         if active is not None:
             raise TracemwError(
-                f"Another trace is already set in the global context with ID {active.trace_id}. Begin a span of it "
-                "with tracemw.start_span or Client.start_span, or begin the new trace inside tracemw.detached()."
+                f"Another trace is already set in the global context with ID {active.trace_id}. Begin a span of "
+                "it with tracemw.start_span or Client.start_span, or begin the new trace inside tracemw.detached()."
             )
         span = start_span_no_context(
             name,
@@ -226,7 +152,7 @@ class Client:
         trace_id = aliased(trace_id, alias, "end_span()")
         if trace_id == NO_OP_TRACE_ID or span_id is None:
             return
-        span = _open.span(trace_id, span_id) or _current_span(trace_id, span_id)
+        span = opened.TABLE.span(trace_id, span_id) or _current_span(trace_id, span_id)
         if span is None:
             raise NotFoundError(
                 f"Span with ID {span_id} not found in trace {trace_id}, or it has ended with its trace."
@@ -258,7 +184,7 @@ class Client:
         trace_id = aliased(trace_id, alias, "end_trace()")
         if trace_id == NO_OP_TRACE_ID:
             return
-        trace = _open.trace(trace_id)
+        trace = opened.TABLE.trace(trace_id)
         if trace is None:
             _refuse_end(trace_id)
         else:
@@ -307,9 +233,7 @@ class Client:
             model_id=model_id,
         )
 
-    def set_trace_tag(
-        self, trace_id: str | None = None, key: str = "", value: Any = "", **alias: Any
-    ) -> None:
+    def set_trace_tag(self, trace_id: str | None = None, key: str = "", value: Any = "", **alias: Any) -> None:
         """Set a tag of a trace; see `tracemw.set_trace_tag`."""
         set_trace_tag(trace_id, key, value, **alias)
 
@@ -407,13 +331,13 @@ def _living(trace_id: str) -> TraceRecord | None:
 
 def _kept(span: LiveSpan) -> LiveSpan:
     if not isinstance(span, NoOpSpan):
-        _open.add(span)
+        opened.TABLE.add(span)
     return span
 
 
 def _parent(trace_id: str, parent_id: str) -> LiveSpan:
     """Return a parent by its ids: a span that is open here, else any span of a trace that is alive."""
-    span = _open.span(trace_id, parent_id) or _current_span(trace_id, parent_id)
+    span = opened.TABLE.span(trace_id, parent_id) or _current_span(trace_id, parent_id)
     if span is not None:
         return span
     record = _living(trace_id)
@@ -423,7 +347,7 @@ def _parent(trace_id: str, parent_id: str) -> LiveSpan:
         number = 0
     if record is None or not 0 < number < 2**64:
         raise NotFoundError(f"Parent span with ID '{parent_id}' not found in an open trace with ID {trace_id}.")
-    if _open.trace(trace_id) is not None and number != record.root_span_id and _begun_here(trace_id):
+    if opened.TABLE.trace(trace_id) is not None and number != record.root_span_id and _begun_here(trace_id):
         raise NotFoundError(f"Parent span with ID '{parent_id}' not found in trace with ID {trace_id}.")
     flags = TraceFlags(TraceFlags.SAMPLED)
     return LiveSpan(NonRecordingSpan(SpanContext(record.trace_id, number, False, flags)), record)
@@ -431,7 +355,7 @@ def _parent(trace_id: str, parent_id: str) -> LiveSpan:
 
 def _begun_here(trace_id: str) -> bool:
     """True where the whole trace was begun with a client, so that all of its spans are known."""
-    trace = _open.trace(trace_id)
+    trace = opened.TABLE.trace(trace_id)
     return trace is not None and trace.root.parent_id is None
 
 
@@ -451,7 +375,7 @@ def _end(
     if not span.otel_span.is_recording():
         raise TracemwError(f"{what} already finished.")
     span.end(outputs, attributes, status, end_time_ns)
-    _open.ended(span.trace_id)
+    opened.TABLE.ended(span.trace_id)
 
 
 def _refuse_end(trace_id: str) -> None:
@@ -462,4 +386,3 @@ def _refuse_end(trace_id: str) -> None:
     if active is not None and active.trace_id == trace_id:
         raise TracemwError(f"Trace with ID {trace_id} was not begun with start_trace; it ends by itself.")
     raise TracemwError(f"Trace with ID {trace_id} already finished.")
-

@@ -14,7 +14,7 @@ from tracemw import scope as scopes
 from tracemw.guard import due
 from tracemw.identity import check_id
 from tracemw.record import RECORD_KEY, SESSION_METADATA, USER_METADATA, TraceRecord, current_record, record_of
-from tracemw.scope import DEFAULTS_KEY, Defaults
+from tracemw.scope import DEFAULTS_KEY, Defaults, defaults_in
 
 logger = logging.getLogger("tracemw")
 
@@ -56,9 +56,9 @@ def update_current_trace(
     if record is None:
         if due("update_current_trace outside a trace", FOREVER):
             logger.warning(
-                "update_current_trace was called where there is no trace, and did nothing. Call it inside a request "
-                "that the middleware traces, a function with @tracemw.trace, or `with tracemw.start_span(...)`; in "
-                "another thread, carry the context there with tracemw.propagate. (Said once.)"
+                "update_current_trace was called where there is no trace, and did nothing. Call it inside a "
+                "request that the middleware traces, a function with @tracemw.trace, or `with tracemw.start_span()`; "
+                "in another thread, carry the context there with tracemw.propagate. (Said once.)"
             )
         return
     record.update(
@@ -132,7 +132,7 @@ def context(
         user: The user of each trace.
     """
     before = otel_context.get_current()
-    outer: Defaults | None = before.get(DEFAULTS_KEY)
+    outer = defaults_in(before)
     inner = Defaults(
         {**(outer.metadata if outer else {}), **(_checked_metadata(metadata) or {})},
         {**(outer.tags if outer else {}), **(tags or {})},
@@ -157,7 +157,7 @@ def _with_record_for(
     """Take the record out of the context where tracing is off inside, and back in where it is on again."""
     if enabled is False:
         if outer is None or outer.enabled is not False:
-            inner.suppressed = before.get(RECORD_KEY)
+            inner.suppressed = current_record(before)
         return otel_context.set_value(RECORD_KEY, TraceRecord(0, 0, recording=False), before)
     if enabled is True and outer is not None and outer.enabled is False:
         return otel_context.set_value(RECORD_KEY, inner.suppressed, before)

@@ -1,4 +1,4 @@
-"""`@trace`: one decorator for functions, coroutines, generators, async generators, methods and callable objects."""
+"""`@trace`: one decorator for functions, coroutines, async generators, methods, objects that can be called."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def trace(
         TracemwError: What is decorated cannot be called, or an argument does not suit it.
     """
     if sampling_ratio_override is not None and not 0.0 <= sampling_ratio_override <= 1.0:
-        raise TracemwError(f"sampling_ratio_override must be between 0.0 and 1.0, but is {sampling_ratio_override}")
+        raise TracemwError(
+            f"sampling_ratio_override must be between 0.0 and 1.0, but is {sampling_ratio_override}"
+        )
     options = Options(
         name, span_type, attributes, output_reducer, sampling_ratio_override, log_level, links, description
     )
@@ -194,7 +196,7 @@ class Plan:
             FUNCTION_NAME: scopes.encoded(self._function_name),
         }
         if options.log_level is not None:
-            base[LOG_LEVEL] = scopes.encoded(log_level(options.log_level))
+            base[LOG_LEVEL] = scopes.encoded(int(log_level(options.log_level)))
         if options.description is not None:
             base[DESCRIPTION] = scopes.encoded(options.description)
         for key, value in options.attributes.items():
@@ -368,7 +370,7 @@ def kind_of(fn: Any) -> str:
     """Return what calling it gives: "function", "coroutine", "generator" or "async generator"."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    called = fn if inspect.isroutine(fn) else getattr(type(fn), "__call__", fn)
+    called = fn if inspect.isroutine(fn) else type(fn).__call__
     for candidate in (fn, called):
         if inspect.iscoroutinefunction(candidate):
             return "coroutine"

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from opentelemetry.trace import Link as OTelLink
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
-from tracemw.entities import Span, SpanEvent, SpanStatus, SpanStatusCode
-from tracemw.errors import TracemwError
-from tracemw.failure import EVENT, record_exception
+from tracemw._span_entities import (
+    REQUEST_ID,
+    EntityError,
+    Link,
+    Span,
+    SpanEvent,
+    SpanLogLevel,
+    SpanStatus,
+    SpanStatusCode,
+    decoded,
+)
+from tracemw.failure import EVENT, MESSAGE, TYPE, record_exception
 from tracemw.scope import (
     DESCRIPTION,
     INPUTS,
@@ -31,10 +39,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tracemw")
 
 NO_OP_TRACE_ID: Final = "MLFLOW_NO_OP_SPAN_TRACE_ID"  # MLflow's: programs compare with it
-LOG_LEVELS: Final = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "WARN": 30, "ERROR": 40, "CRITICAL": 50}
 
 
-class LiveSpan:
+class LiveSpan(Span):
     """A span that is open: what it does can still be told.
 
     A thin wrapper: all that is set goes to the OpenTelemetry span at once. Two wrappers of one span are equal.
@@ -45,11 +52,12 @@ class LiveSpan:
         scope: The scope that it was begun with, if that was ours.
     """
 
-    __slots__ = ("_span", "_record", "_scope", "_marked_ok", "__weakref__")
+    __slots__ = ("_span", "_record", "_scope", "_marked_ok")
 
-    def __init__(
-        self, otel_span: Any, record: TraceRecord | None = None, scope: Scope | None = None
-    ) -> None:
+    __setattr__ = object.__setattr__  # the plain value is frozen, this one is not
+    __delattr__ = object.__delattr__
+
+    def __init__(self, otel_span: Any, record: TraceRecord | None = None, scope: Scope | None = None) -> None:
         self._span = otel_span
         self._record = record  # held here: a trace whose spans are in no context lives as long as one of them
         self._scope = scope
@@ -68,11 +76,6 @@ class LiveSpan:
         return f"tr-{self._span.get_span_context().trace_id:032x}"
 
     @property
-    def request_id(self) -> str:
-        """MLflow's older name of `trace_id`."""
-        return self.trace_id
-
-    @property
     def span_id(self) -> str:
         """The id of the span: 16 hexadecimal digits."""
         return f"{self._span.get_span_context().span_id:016x}"
@@ -81,6 +84,11 @@ class LiveSpan:
     def name(self) -> str:
         """The span's name."""
         return str(getattr(self._span, "name", ""))
+
+    @property
+    def original_name(self) -> str:
+        """The span's name."""
+        return self.name
 
     @property
     def parent_id(self) -> str | None:
@@ -104,68 +112,43 @@ class LiveSpan:
         status = getattr(self._span, "status", None)
         if status is None or status.status_code is StatusCode.UNSET:
             return SpanStatus(SpanStatusCode.OK if self._marked_ok else SpanStatusCode.UNSET)
-        return SpanStatus(SpanStatusCode(status.status_code.name), status.description or "")
+        return SpanStatus(status.status_code.name, status.description or "")
 
     @property
     def attributes(self) -> dict[str, Any]:
         """All attributes, decoded."""
-        return {key: _decoded(key, value) for key, value in self._raw().items()}
-
-    def get_attribute(self, key: str) -> Any:
-        """Return an attribute, decoded; None where there is none."""
-        value = self._raw().get(key)
-        return None if value is None else _decoded(key, value)
-
-    @property
-    def inputs(self) -> Any:
-        """The inputs, as they were recorded."""
-        return self.get_attribute(INPUTS)
-
-    @property
-    def outputs(self) -> Any:
-        """The outputs, as they were recorded."""
-        return self.get_attribute(OUTPUTS)
-
-    @property
-    def span_type(self) -> str:
-        """The type; UNKNOWN where none was given."""
-        return self.get_attribute(SPAN_TYPE) or "UNKNOWN"
-
-    @property
-    def description(self) -> str | None:
-        """The description, if one was given."""
-        return self.get_attribute(DESCRIPTION)  # type: ignore[no-any-return]
-
-    @property
-    def log_level(self) -> int | None:
-        """The level, if one was given."""
-        return self.get_attribute(LOG_LEVEL)  # type: ignore[no-any-return]
-
-    @property
-    def model_name(self) -> str | None:
-        """The model that an instrumentation named."""
-        return self.get_attribute("mlflow.llm.model")  # type: ignore[no-any-return]
-
-    @property
-    def llm_cost(self) -> dict[str, float] | None:
-        """The cost that an instrumentation computed."""
-        return self.get_attribute("mlflow.llm.cost")  # type: ignore[no-any-return]
+        raw: Mapping[str, Any] = getattr(self._span, "attributes", None) or {}
+        return {REQUEST_ID: self.trace_id, **decoded(raw, self.scope)}
 
     @property
     def events(self) -> list[SpanEvent]:
         """The events so far."""
         return [
-            SpanEvent(event.name, timestamp=event.timestamp, attributes=dict(event.attributes or {}))
+            SpanEvent(event.name, event.timestamp, dict(event.attributes or {}))
             for event in getattr(self._span, "events", None) or ()
         ]
 
     @property
-    def links(self) -> list[Any]:
-        """The links, as OpenTelemetry has them."""
-        return list(getattr(self._span, "links", None) or ())
+    def links(self) -> list[Link]:
+        """The links."""
+        return [
+            Link(
+                f"tr-{link.context.trace_id:032x}",
+                f"{link.context.span_id:016x}",
+                dict(link.attributes or {}) or None,
+            )
+            for link in getattr(self._span, "links", None) or ()
+        ]
 
-    def _raw(self) -> Mapping[str, Any]:
-        return getattr(self._span, "attributes", None) or {}
+    @property
+    def kind(self) -> str:
+        """OpenTelemetry's kind."""
+        return str(getattr(getattr(self._span, "kind", None), "name", "INTERNAL"))
+
+    @property
+    def scope(self) -> str | None:
+        """The name of the instrumentation that made it."""
+        return getattr(getattr(self._span, "instrumentation_scope", None), "name", None)
 
     # What can be told of it
 
@@ -179,7 +162,7 @@ class LiveSpan:
 
     def set_log_level(self, level: int | str) -> None:
         """Set the level, a number or a name such as INFO."""
-        self.set_attribute(LOG_LEVEL, log_level(level))
+        self.set_attribute(LOG_LEVEL, int(log_level(level)))
 
     def set_inputs(self, inputs: Any) -> None:
         """Record the inputs, as they are at this moment."""
@@ -213,13 +196,14 @@ class LiveSpan:
         """Set the status: OK, ERROR or UNSET, or a `SpanStatus` with a description.
 
         Raises:
-            TracemwError: It is none of these.
+            EntityError: It is none of these.
         """
-        status = status_of(status)
-        self._marked_ok = status.status_code == SpanStatusCode.OK
-        if status.status_code == SpanStatusCode.ERROR:
+        status = status if isinstance(status, SpanStatus) else SpanStatus(status)
+        has_failed = self.status.status_code is SpanStatusCode.ERROR
+        self._marked_ok = status.status_code is SpanStatusCode.OK
+        if status.status_code is SpanStatusCode.ERROR:
             self._span.set_status(Status(StatusCode.ERROR, status.description or None))
-        elif self._marked_ok and self.status.status_code == SpanStatusCode.ERROR:
+        elif self._marked_ok and has_failed:
             # Only here is OpenTelemetry's OK of use: nothing can follow it, so a later exception would not show.
             self._span.set_status(Status(StatusCode.OK))
 
@@ -227,10 +211,10 @@ class LiveSpan:
         """Add an event.
 
         Raises:
-            TracemwError: It is no `SpanEvent`.
+            EntityError: It is no `SpanEvent`.
         """
         if not isinstance(event, SpanEvent):
-            raise TracemwError(
+            raise EntityError(
                 f"add_event takes a SpanEvent, not {type(event).__name__}: "
                 "SpanEvent(name, attributes={...}) makes one"
             )
@@ -244,7 +228,7 @@ class LiveSpan:
         if isinstance(exception, BaseException):
             record_exception(self._span, exception)
         else:
-            attributes = {"exception.message": str(exception), "exception.type": "Exception"}
+            attributes = {MESSAGE: str(exception), TYPE: "Exception"}
             self._span.add_event(EVENT, attributes)
             self._span.set_status(Status(StatusCode.ERROR, str(exception)))
 
@@ -289,7 +273,7 @@ class LiveSpan:
         return Span.from_otel(self._span)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the span as it is now, as a dictionary."""
+        """Return the span as it is now, as MLflow's dictionary."""
         return self.to_immutable_span().to_dict()
 
     def _is_root(self) -> bool:
@@ -303,15 +287,6 @@ class LiveSpan:
 
     def __hash__(self) -> int:
         return hash(self._span)
-
-    def __repr__(self) -> str:
-        return f"LiveSpan(name={self.name!r}, trace_id={self.trace_id!r}, span_id={self.span_id!r})"
-
-    def __getitem__(self, key: object) -> NoReturn:
-        raise TypeError(f"a span has no items: use span.get_attribute({key!r}), span.inputs or span.outputs")
-
-    def __iter__(self) -> Iterator[NoReturn]:
-        raise TypeError("a span cannot be iterated: use span.to_dict()")
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a span that is open cannot be copied or pickled: use span.to_immutable_span()")
@@ -328,22 +303,20 @@ class NoOpSpan(LiveSpan):
     def __init__(self, scope: Scope | None = None) -> None:
         super().__init__(None, None, scope)
 
-    trace_id = request_id = property(lambda self: NO_OP_TRACE_ID)  # type: ignore[assignment]
-    span_id = name = parent_id = status = property(lambda self: None)  # type: ignore[assignment]
-    start_time_ns = end_time_ns = inputs = outputs = property(lambda self: None)  # type: ignore[assignment]
-    span_type = description = log_level = model_name = llm_cost = property(lambda self: None)  # type: ignore[assignment]
-    attributes = property(lambda self: {})  # type: ignore[assignment]
-    events = links = property(lambda self: [])  # type: ignore[assignment]
-
-    def get_attribute(self, key: str) -> None:
-        """Return None."""
+    trace_id = property(lambda self: NO_OP_TRACE_ID)
+    span_id = name = original_name = parent_id = property(lambda self: None)
+    status = start_time_ns = end_time_ns = property(lambda self: None)
+    attributes = property(lambda self: {})
+    events = links = property(lambda self: [])
+    span_type = property(lambda self: None)
 
     def _nothing(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing."""
 
     set_span_type = set_description = set_log_level = set_inputs = set_outputs = _nothing
     set_attribute = set_attributes = set_status = add_event = record_exception = _nothing
-    add_link = end = to_immutable_span = _nothing  # type: ignore[assignment]
+    add_link = end = _nothing
+    to_immutable_span = _nothing  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
         """Return an empty dictionary."""
@@ -353,32 +326,24 @@ class NoOpSpan(LiveSpan):
         return "NoOpSpan()"
 
 
-def status_of(status: SpanStatus | SpanStatusCode | str) -> SpanStatus:
-    """Return a status from what MLflow takes for one.
+def log_level(level: int | str) -> SpanLogLevel:
+    """Return a level by its number or its name.
 
     Raises:
-        TracemwError: It is none; the message says what is.
+        EntityError: There is no such level.
     """
-    return status if isinstance(status, SpanStatus) else SpanStatus(status)
-
-
-def log_level(level: int | str) -> int:
-    """Return the number of a level.
-
-    Raises:
-        TracemwError: There is no such level.
-    """
-    number = LOG_LEVELS.get(level.upper()) if isinstance(level, str) else int(level)
-    if number not in LOG_LEVELS.values():
-        raise TracemwError(f"log level {level!r} is none of {', '.join(LOG_LEVELS)}")
-    return int(number)  # type: ignore[arg-type]
+    try:
+        return SpanLogLevel[level.upper()] if isinstance(level, str) else SpanLogLevel(level)
+    except (KeyError, ValueError):
+        names = ", ".join(known.name for known in SpanLogLevel)
+        raise EntityError(f"log level {level!r} is none of {names}") from None
 
 
 def otel_link(link: Any) -> OTelLink:
     """Return an OpenTelemetry link.
 
     Raises:
-        TracemwError: The ids of the link are no ids.
+        EntityError: It has no ids of a span.
     """
     if isinstance(link, OTelLink):
         return link
@@ -386,15 +351,6 @@ def otel_link(link: Any) -> OTelLink:
         trace_id, span_id = int(str(link.trace_id).removeprefix("tr-"), 16), int(str(link.span_id), 16)
         attributes = getattr(link, "attributes", None)
     except (AttributeError, ValueError):
-        raise TracemwError(f"{link!r} is no link: it needs trace_id and span_id in hexadecimal digits") from None
+        raise EntityError(f"{link!r} is no link: it needs trace_id and span_id in hexadecimal digits") from None
     context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     return OTelLink(context, attributes)
-
-
-def _decoded(key: str, value: Any) -> Any:
-    if isinstance(value, str) and (key.startswith("mlflow.") or value[:1] in ("{", "[")):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Reading traces back: search, get, compare. In the process that writes them, what ended before is stored first."""
+"""Reading traces back: search, get, compare. In the process that writes them, what ended before is found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracemw.entities import Trace
 from tracemw.errors import NotFoundError, TracemwError
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     from tracemw.store import Store
     from tracemw.store.compare import Comparison
@@ -102,8 +102,8 @@ def search_traces(
         page_token: The `token` of the page before.
         return_type: "list", or "pandas" for a DataFrame with MLflow's columns.
         include_spans: False returns the traces without their spans, which is faster.
-        **mlflow: What else MLflow's function takes: `run_id` and `model_id` narrow the search, `extract_fields` adds
-            columns to a DataFrame; `experiment_ids`, `locations`, `flush` and `sql_warehouse_id` have no meaning
+        **mlflow: What else MLflow's function takes: `run_id` and `model_id` narrow the search, `extract_fields`
+            adds columns to a DataFrame; `experiment_ids`, `locations`, `flush` and `sql_warehouse_id` have no meaning
             here and are accepted.
 
     Returns:

@@ -1,8 +1,8 @@
 """One span of ours while it is open: begun, current, ended. What `@trace` and `start_span` have in common.
 
 A scope remembers the OpenTelemetry context that it found and the one it made. It is left by putting the former
-back, not by a token: a token cannot be used in another `contextvars.Context`, where a generator or a dependency may
-well be finished, and OpenTelemetry would log an error there.
+back, not by a token: a token cannot be used in another `contextvars.Context`, where a generator or a dependency
+may well be finished, and OpenTelemetry would log an error there.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def encoded(value: object) -> str:
 
 def encoded_attribute(key: str, value: object) -> Any:
     """Return what OpenTelemetry takes as the attribute: MLflow's own keys hold JSON text, others plain values."""
-    return encoded(value) if key.startswith("mlflow.") else attribute_value(key, value, redactor=runtime().redactor)
+    return (
+        encoded(value) if key.startswith("mlflow.") else attribute_value(key, value, redactor=runtime().redactor)
+    )
 
 
 class Scope:
@@ -202,11 +204,16 @@ def _past_strays(context: Context) -> Context:
 # Begin
 
 
+def defaults_in(context: Context) -> Defaults | None:
+    """Return what `tracemw.context(...)` says in a context."""
+    return context.get(DEFAULTS_KEY)  # type: ignore[return-value]
+
+
 def tracing_is_on(context: Context) -> bool:
     """True unless tracing is off: for the process, and not switched on for this context."""
     if config.enabled():
         return True
-    defaults: Defaults | None = context.get(DEFAULTS_KEY)
+    defaults = defaults_in(context)
     return defaults is not None and defaults.enabled is True
 
 
@@ -235,7 +242,7 @@ def open_scope(
     previous = otel_context.get_current() if context is None else context
     if not tracing_is_on(previous):
         return None
-    record: TraceRecord | None = previous.get(RECORD_KEY)
+    record: TraceRecord | None = previous.get(RECORD_KEY)  # type: ignore[assignment]
     if record is None:
         return begin_trace(name, attributes, previous, links=links, rate=rate, start_ns=start_ns)
     if not record.recording:
@@ -270,7 +277,7 @@ def begin_trace(
     if record.recording:
         if not sampled:
             record.held_back = []
-        defaults: Defaults | None = context.get(DEFAULTS_KEY)
+        defaults = defaults_in(context)
         if defaults is not None:
             defaults.apply(record)
     return scope
@@ -384,11 +391,7 @@ def end_span(span: Any, record: TraceRecord | None, end_ns: int | None) -> None:
     """
     if runtime().processors:
         run_processors(span, record)
-    if (
-        record is not None
-        and not record.is_request
-        and record.root_span_id == span.get_span_context().span_id
-    ):
+    if record is not None and not record.is_request and record.root_span_id == span.get_span_context().span_id:
         end_ns = time_ns() if end_ns is None else end_ns
         settle_root(span, record, end_ns)
     span.end(end_ns)

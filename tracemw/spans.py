@@ -186,7 +186,7 @@ def get_current_active_span() -> LiveSpan | None:
 
 
 def record_in(context: Context, span: Any = None) -> TraceRecord | None:
-    """Return the record of the trace that a context belongs to, if need be found by the current span's trace id."""
+    """Return the record of the trace that a context belongs to, if need be by the current span's trace id."""
     record = current_record(context)
     if record is None:
         span = trace_api.get_current_span(context) if span is None else span
@@ -227,7 +227,7 @@ def _attributes(
     if inputs is not None:
         made[INPUTS] = encoded(inputs)
     if level is not None:
-        made[LOG_LEVEL] = encoded(log_level(level))
+        made[LOG_LEVEL] = encoded(int(log_level(level)))
     if description is not None:
         made[DESCRIPTION] = encoded(description)
     for key, value in (attributes or {}).items():

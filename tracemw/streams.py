@@ -1,7 +1,7 @@
 """Traced generators: a span from the first step to the last, current only while the generator's own code runs.
 
-The context of the generator's code is put in place before each step and taken out after it, with whatever spans the
-code has open at that moment: so no context leaks to the consumer, and any thread or task may take the next step.
+The context of the generator's code is put in place before each step and taken out after it, with whatever spans
+the code has open then: so no context leaks to the consumer, and any thread or task may take the next step.
 """
 
 from __future__ import annotations
