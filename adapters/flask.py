@@ -77,6 +77,7 @@ def _note_exception(app: Any, exception: BaseException, **_: Any) -> None:
     trace = request.environ.get(KEY)
     if trace is not None:
         trace.raised(exception)
+        trace.find_route()  # the request context may be gone when it is asked for
 
 
 def _trace_values(table: Any, *, handler: bool = True) -> None:

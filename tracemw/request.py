@@ -63,6 +63,7 @@ class RequestTrace:
         "_resolver",
         "_carrier",
         "_inner",
+        "_route",
         "_span",
         "_mode",
         "adopted",
@@ -103,6 +104,7 @@ class RequestTrace:
         self._resolver = resolver
         self._carrier = carrier
         self._inner: tuple[Adapted, Mapping[str, Any]] | None = None
+        self._route: str | None = None
         self._span = span
         self.adopted = mode == "adopted"
         self._mode = mode
@@ -134,6 +136,16 @@ class RequestTrace:
         self.status = status
         if self._resolver.knows_users:
             self._resolve_user()
+            self.find_route()
+        elif self._inner is not None:
+            self.find_route()
+
+    def find_route(self) -> None:
+        """Ask which route was chosen, while the framework still knows."""
+        if self._route is None:
+            self._route = self._resolver.route(self._carrier)
+            if self._route is None and self._inner is not None:
+                self._route = self._inner[0].route(self._inner[1])
 
     def body_sent(self, size: int) -> None:
         """Take note of a part of the body."""
@@ -239,9 +251,8 @@ class RequestTrace:
 
     def _describe(self, record: TraceRecord) -> None:
         attributes = record.attributes
-        route = self._resolver.route(self._carrier)
-        if route is None and self._inner is not None:
-            route = self._inner[0].route(self._inner[1])
+        self.find_route()
+        route = self._route
         if route is not None:
             attributes["http.route"] = route
         record.name = self._method if route is None else f"{self._method} {route}"
