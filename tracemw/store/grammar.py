@@ -223,10 +223,14 @@ def fail(text: str, message: str, place: Place) -> NoReturn:
     line_end = len(text) if line_end < 0 else line_end
     left = max(line_start, start - 60)
     right = min(line_end, left + 100)
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[left:right])
+    shown = _printable(text[left:right])
     head, tail = "..." if left > line_start else "", "..." if right < line_end else ""
     pointer = " " * (len(head) + start - left) + "^" * max(1, min(end, right) - start)
-    raise FilterError(f"{message}\n  {head}{shown}{tail}\n  {pointer}")
+    raise FilterError(f"{_printable(message)}\n  {head}{shown}{tail}\n  {pointer}")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
