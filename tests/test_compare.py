@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.filter_data import MS, make_trace
 from tracemw.errors import FilterError
 from tracemw.store import Store, TraceRow, open_store
-from tracemw.store.compare import FEW_HITS, Comparison
+from tracemw.store.compare import FEW_HITS, Group
 from tracemw.store.statistics import holm, proportions_differ, quantile, values_differ, wilson
 
 _numbers = itertools.count(1)
@@ -44,7 +44,7 @@ def store() -> Iterator[Store]:
         yield opened
 
 
-def by_value(groups: list[Comparison]) -> dict[str | None, Comparison]:
+def by_value(groups: list[Group]) -> dict[str | None, Group]:
     """Groups by their value."""
     return {group.value: group for group in groups}
 

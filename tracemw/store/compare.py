@@ -39,7 +39,7 @@ class Reader(Protocol):
 
 
 @dataclass(slots=True)
-class Comparison:
+class Group:
     """The traces that have one value in common, and how they differ from the baseline.
 
     Attributes:
@@ -82,9 +82,10 @@ class Comparison:
     latency_significant: bool | None = None
 
 
-def compare(
-    reader: Reader, by: str, filter_string: str | None = None, baseline: str | None = None
-) -> list[Comparison]:
+Comparison = Group
+
+
+def compare(reader: Reader, by: str, filter_string: str | None = None, baseline: str | None = None) -> list[Group]:
     """Compare groups of traces.
 
     Args:
@@ -171,18 +172,18 @@ def _grouped(rows: Sequence[Any]) -> dict[str | None, tuple[list[str], list[int]
     return {value if value is None else str(value): group for value, group in groups.items()}
 
 
-def _group(value: str | None, states: Sequence[str], durations: Sequence[int]) -> Comparison:
+def _group(value: str | None, states: Sequence[str], durations: Sequence[int]) -> Group:
     errors = states.count("ERROR")
     rated = errors + states.count("OK")
     low, high = wilson(errors, rated) if rated else (None, None)
     p50, p95, p99 = (quantile(durations, q) / 1e6 if durations else None for q in (0.5, 0.95, 0.99))
     rate = errors / rated if rated else None
-    return Comparison(value, len(states), rated, errors, rate, low, high, p50, p95, p99)
+    return Group(value, len(states), rated, errors, rate, low, high, p50, p95, p99)
 
 
 def _compared(
-    found: list[Comparison], groups: dict[str | None, tuple[list[str], list[int]]], by: str, baseline: str
-) -> list[Comparison]:
+    found: list[Group], groups: dict[str | None, tuple[list[str], list[int]]], by: str, baseline: str
+) -> list[Group]:
     base = next((group for group in found if group.value == baseline), None)
     if base is None:
         values = [group.value for group in found if group.value is not None]
@@ -200,9 +201,7 @@ def _compared(
     return [base, *others]
 
 
-def _compare_with(
-    group: Comparison, base: Comparison, durations: Sequence[int], base_durations: Sequence[int]
-) -> None:
+def _compare_with(group: Group, base: Group, durations: Sequence[int], base_durations: Sequence[int]) -> None:
     if group.error_rate is not None and base.error_rate is not None:
         group.error_rate_difference = group.error_rate - base.error_rate
         group.p_value = proportions_differ(group.errors, group.rated, base.errors, base.rated)
