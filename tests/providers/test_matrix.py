@@ -50,7 +50,7 @@ def test_cell(kind: str, protocol: str, tmp_path: Path) -> None:
     assert info["trace_metadata"]["mlflow.trace.user"] == "jane"
     assert info["tags"]["set-in"] == "handler"
     assert info["state"] == "OK"
-    assert info["execution_duration"] is not None
+    assert info["execution_duration_ms"] is not None
     root = "GET /items/<int:number>" if protocol == "wsgi" else "GET /items/{number}"
     expected: dict[str, str | None] = {root: None, "work": root, "plain": "work", "inner": "plain"}
     if kind == "owned":
