@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tracemw.store import SpanRow, TraceRow
+from tracemw.store import SpanRow, Store, TraceRow, tokens
 
 START = 1_750_000_000_000_000_000
 MS = 1_000_000
@@ -59,3 +59,9 @@ def span(of: int, number: int = 0, **changes: Any) -> SpanRow:
         "scope": "tracemw",
     }
     return SpanRow(**{**values, **changes})
+
+
+def words_are(store: Store, traces: int) -> bool:
+    """True where the token index has so many traces of Jane's, or Python's SQLite has no FTS5 for one."""
+    query = """SELECT count(*) FROM tokens WHERE tokens MATCH '"cuser_id=jane"'"""
+    return not tokens.supported() or store.read(query) == [(traces,)]

@@ -399,6 +399,7 @@ def dump(path: str) -> list[str]:
         return [*connection.iterdump(), str(connection.execute("PRAGMA user_version").fetchone())]
 
 
+@pytest.mark.skipif(not tokens.supported(), reason="needs FTS5")
 def test_without_fts5() -> None:
     """Where Python's SQLite lacks FTS5 everything works by reading rows, and the index is made up for later."""
     with open_store("sqlite:///store.db") as store:

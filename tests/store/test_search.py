@@ -190,6 +190,7 @@ KEYS = st.one_of(
 PAIRS = st.dictionaries(KEYS, KEYS, max_size=4)
 
 
+@pytest.mark.skipif(not tokens.supported(), reason="needs FTS5")
 @given(st.lists(PAIRS, min_size=1, max_size=5), st.data())
 def test_words_find_what_reading_finds(many: list[dict[str, str]], data: st.DataObject) -> None:
     """A word finds exactly the traces with that key and value, whatever characters are in them."""
