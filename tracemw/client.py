@@ -66,8 +66,8 @@ class Client:
         active = get_current_active_span()
         if active is not None:
             raise TracemwError(
-                f"Another trace is already set in the global context with ID {active.trace_id}. Begin a span of "
-                "it with tracemw.start_span or Client.start_span, or begin the new trace inside tracemw.detached()."
+                f"Another trace is already set in the global context with ID {active.trace_id}. Begin a span "
+                "of it with tracemw.start_span or Client.start_span, or the new trace inside tracemw.detached()."
             )
         span = start_span_no_context(
             name,

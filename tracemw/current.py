@@ -56,8 +56,8 @@ def update_current_trace(
     if record is None:
         if due("update_current_trace outside a trace", FOREVER):
             logger.warning(
-                "update_current_trace was called where there is no trace, and did nothing. Call it inside a "
-                "request that the middleware traces, a function with @tracemw.trace, or `with tracemw.start_span()`; "
+                "update_current_trace was called where there is no trace, and did nothing. Call it inside "
+                "a request that the middleware traces, a function with @tracemw.trace or a start_span block; "
                 "in another thread, carry the context there with tracemw.propagate. (Said once.)"
             )
         return

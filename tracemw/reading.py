@@ -103,8 +103,8 @@ def search_traces(
         return_type: "list", or "pandas" for a DataFrame with MLflow's columns.
         include_spans: False returns the traces without their spans, which is faster.
         **mlflow: What else MLflow's function takes: `run_id` and `model_id` narrow the search, `extract_fields`
-            adds columns to a DataFrame; `experiment_ids`, `locations`, `flush` and `sql_warehouse_id` have no meaning
-            here and are accepted.
+            adds columns to a DataFrame; `experiment_ids`, `locations`, `flush` and `sql_warehouse_id` have no
+            meaning here and are accepted.
 
     Returns:
         The traces, with the attribute `token` for the next page.
