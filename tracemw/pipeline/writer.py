@@ -217,14 +217,14 @@ class Pipeline:
 
     def _encode(self, items: list[Any]) -> None:
         spans: list[SpanRow] = []
-        traces: dict[str, TraceRow] = {}
-        records: dict[int, TraceRecord] = {}
+        traces: list[TraceRow] = []
+        records: dict[int, TraceRecord] = {}  # by identity: parts of a foreign trace have records of their own
         for number, (record, span) in enumerate(items):
             if number % SLICE == SLICE - 1:
                 time.sleep(0)  # lets a waiting request have the interpreter
             try:
                 if record is not None:
-                    records[record.trace_id] = record
+                    records[id(record)] = record
                     if span is not None:
                         spans.append(span_row(record, span, self._redactor))
                 elif span is not None:
@@ -234,13 +234,13 @@ class Pipeline:
                 self._counts["dropped"] += 1
         for record in records.values():
             row = trace_row(record)
-            traces[row.trace_id] = row
+            traces.append(row)
             self._remember(row.trace_id)
         if traces or spans:
-            self._spool.append((list(traces.values()), spans))
+            self._spool.append((traces, spans))
             self._spooled += len(spans) + len(traces)
 
-    def _encode_foreign(self, span: ReadableSpan, spans: list[SpanRow], traces: dict[str, TraceRow]) -> None:
+    def _encode_foreign(self, span: ReadableSpan, spans: list[SpanRow], traces: list[TraceRow]) -> None:
         """Keep a span without a record if its trace is one of ours, or if all traces are wanted."""
         row = span_row(None, span, self._redactor)
         if row.trace_id in self._recent:
@@ -248,7 +248,7 @@ class Pipeline:
         elif self.store_all:
             spans.append(row)
             if span.parent is None or span.parent.is_remote:
-                traces[row.trace_id] = foreign_trace_row(span)
+                traces.append(foreign_trace_row(span))
 
     def _remember(self, trace_id: str) -> None:
         recent = self._recent
