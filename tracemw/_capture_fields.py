@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tracemw._classes import (
     MOST_FIELDS,
     Class,
+    GetSet,
     Slot,
     bases_of,
     exported,
@@ -62,7 +63,8 @@ def _attrs_fields(cls: Class) -> dict[str, bool] | None:
 
 
 def _struct_fields(cls: Class) -> dict[str, bool] | None:
-    names = find(cls, "__struct_fields__")  # msgspec
+    of_class = find(type(cls), "__struct_fields__")  # msgspec keeps them in the metaclass, in C
+    names = of_class.__get__(cls) if type(of_class) in (Slot, GetSet) else None
     return {name: False for name in names if type(name) is str} if type(names) is tuple else None
 
 

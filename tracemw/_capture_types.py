@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from tracemw._capture_fields import fields_handler
 from tracemw._classes import (
     Class,
+    GetSet,
     Slot,
     bases_of,
     exported,
     find,
     is_derived,
+    library_of,
     origin,
     own_attributes,
     short_name,
@@ -62,14 +64,13 @@ def _choose(cls: Class) -> Handler:
     fields = fields_handler(cls)
     if fields is not None:
         return fields
-    own = origin(cls)
-    if own[0] in _PRINTABLE:
+    if origin(cls)[0] in _PRINTABLE:
         return _printed
     for base in bases:
         known = _BUILTIN.get(id(base)) or _KNOWN.get(origin(base))
         if known is not None:
             return known
-    return _array(cls) or _opaque if own[0].partition(".")[0] in _ARRAYS else _opaque
+    return (library_of(cls) in _ARRAYS and _array(cls)) or _opaque
 
 
 _SECRET: Final = re.compile(r"Secret(Str|String|Bytes|Text|Value|Date)?(\[|\Z)")
@@ -124,7 +125,8 @@ def _enum(walk: Walk, value: Any, depth: int) -> str:
 
 def _datetime(walk: Walk, value: Any, depth: int) -> str:
     zone = type(_zone_of_datetime(value))
-    if _is_fixed(zone) or (type(value) is dt.datetime and origin(zone) == ("zoneinfo", "ZoneInfo")):
+    is_plain = type(value) is dt.datetime or library_of(type(value)) == "pandas"
+    if _is_fixed(zone) or (is_plain and origin(zone) == ("zoneinfo", "ZoneInfo")):
         return walk.text(dt.datetime.isoformat(value))
     year, month, day, *rest = (part(value) for part in _DATETIME_PARTS)
     naive = dt.datetime(year, month, day, *rest)  # type: ignore[arg-type]
@@ -245,7 +247,7 @@ def _uuid(walk: Walk, value: Any, depth: int) -> str:
 def _path(walk: Walk, value: Any, depth: int) -> str:
     parts = find(type(value), "_raw_paths")  # Python 3.12+ keeps what it was given, which may be a subclass
     is_plain = type(parts) is not Slot or all(type(part) is str for part in parts.__get__(value))
-    if is_plain and origin(type(value))[0].partition(".")[0] == "pathlib":
+    if is_plain and library_of(type(value)) == "pathlib":
         return walk.text(str(value))
     return _opaque(walk, value, depth)
 
@@ -290,21 +292,23 @@ def _array(cls: Class) -> Handler | None:
 def _getter(cls: Class, name: str) -> Callable[[Any], Any] | None:
     """What reads an attribute in C, or in the library's own Python."""
     found = find(cls, name)
-    if type(found) in (types.GetSetDescriptorType, Slot):
+    if type(found) in (GetSet, Slot):
         return found.__get__  # type: ignore[no-any-return]
     return found.fget if type(found) is property else None
 
 
 def _dtype_name(dtype: Any) -> str:
     kind, size = _getter(type(dtype), "kind"), _getter(type(dtype), "itemsize")
-    if origin(type(dtype))[0].partition(".")[0] == "numpy" and kind and size:
+    if library_of(type(dtype)) == "numpy" and kind and size:
         return f"{_NUMPY_KINDS.get(kind(dtype), 'void')}{8 * size(dtype)}"
     written = find(type(dtype), "__repr__")
     return written(dtype) if type(written) is types.WrapperDescriptorType else type_name(type(dtype))
 
 
 _ARRAYS: Final = frozenset("cupy jax jaxlib numpy pandas polars pyarrow scipy tensorflow torch".split())
-_NUMPY_KINDS: Final = dict(zip("biufcOSU", "bool int uint float complex object bytes str".split(), strict=True))
+_NUMPY_KINDS: Final = dict(
+    zip("biufcOSUMm", "bool int uint float complex object bytes str datetime timedelta".split(), strict=True)
+)
 _PRINTABLE: Final = frozenset({"ipaddress", "pydantic.networks", "zoneinfo"})
 _KNOWN: Final[dict[tuple[str, str], Handler]] = {
     ("decimal", "Decimal"): _decimal,
@@ -319,4 +323,5 @@ _KNOWN: Final[dict[tuple[str, str], Handler]] = {
     ("werkzeug.sansio.response", "Response"): _message,
     ("numpy", "generic"): _numpy_scalar,
     ("pandas._libs.tslibs.nattype", "NaTType"): lambda walk, value, depth: walk.text("NaT"),
+    ("pandas.api.typing", "NaTType"): lambda walk, value, depth: walk.text("NaT"),
 }

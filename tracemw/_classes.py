@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 Class: TypeAlias = type[Any]
 Slot: Final = types.MemberDescriptorType
+GetSet: Final = types.GetSetDescriptorType
 MOST_FIELDS: Final = 1_000
 
 bases_of: Callable[[Class], tuple[Class, ...]] = vars(type)["__mro__"].__get__
@@ -63,6 +64,11 @@ def origin(cls: Class) -> tuple[str, str]:
     return (module, name) if exported(module, name) is cls else ("", "")
 
 
+def library_of(cls: Class) -> str:
+    """The package that a class is from, if it really is."""
+    return origin(cls)[0].partition(".")[0]
+
+
 def is_derived(cls: Class, base: Class) -> bool:
     """`issubclass` without the hooks of metaclasses."""
     return id(base) in map(id, bases_of(cls))
@@ -71,7 +77,7 @@ def is_derived(cls: Class, base: Class) -> bool:
 def own_attributes(value: Any) -> dict[str, Any]:
     """The instance's attributes with ordinary names, as far as the instance keeps them in a dictionary."""
     descriptor = find(type(value), "__dict__")
-    if type(descriptor) is not types.GetSetDescriptorType:  # none, or the class put code in its place
+    if type(descriptor) is not GetSet:  # none, or the class put code in its place
         return {}
     pairs = islice(dict.items(descriptor.__get__(value)), 2 * MOST_FIELDS)
     return {name: item for name, item in pairs if type(name) is str}

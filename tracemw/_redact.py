@@ -165,6 +165,7 @@ _LINE = re.compile(r"^[ \t]{0,32}([A-Za-z][\w.-]{0,127})[ \t]{0,8}:[ \t]{0,8}(?=
 _LINE_VALUE = re.compile(r"[^\r\n]*")
 _PART = re.compile(r'\bname="([^"\r\n]{1,256})"[^\r\n]{0,256}\r?\n(?:[^\r\n]{1,512}\r?\n){0,8}\r?\n')
 _PART_VALUE = re.compile(r".*?(?=\r?\n--|\Z)", re.DOTALL)
+_USER_INFO = re.compile(r"(://[^\s/@:?#\"]{0,256}:)[^\s/@\"]{1,256}@")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?\Z")
 
 
@@ -172,7 +173,7 @@ def redact_text(text: str, redactor: Redactor | None = None) -> str:
     """Masks the values of secret keys in text of any form, as well as can be done without knowing the form.
 
     JSON members (at any depth, also of JSON that was cut off), `key=value` pairs of forms and query strings,
-    `Name: value` lines and multipart form fields are found; everything else is left as it is.
+    `Name: value` lines, multipart form fields and passwords in URLs are found; the rest is left as it is.
 
     Args:
         text: A query string, or the text of a body.
@@ -187,6 +188,8 @@ def redact_text(text: str, redactor: Redactor | None = None) -> str:
         text = _mask(text, redactor, _PAIR_KEY, _end_by(value), _percent_decoded)
     if ":" in text:
         text = _mask(text, redactor, _LINE, _end_by(_LINE_VALUE))
+        if redactor.masks("password"):
+            text = _USER_INFO.sub(rf"\1{MASK}@", text)
     return text
 
 
