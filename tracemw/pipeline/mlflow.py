@@ -1,0 +1,328 @@
+"""Delivery to an MLflow server over HTTP, without MLflow's package.
+
+Spans go in OTLP requests, many traces in one; each trace's facts, which OTLP has no place for, by StartTraceV3.
+Both are upserts, so a trace may be sent again. A server of MLflow 3.4 or newer is needed (OTLP came with it), on a
+database: the file store has no OTLP.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import ssl
+import threading
+from collections import deque
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from queue import SimpleQueue
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from tracemw.pipeline import mlflow_facts as facts
+from tracemw.pipeline.batches import Batches, Encoded, Result
+from tracemw.pipeline.otlp_encode import Encoder
+from tracemw.pipeline.target import Target
+from tracemw.pipeline.transport import Answer, Connection, Endpoint, Refused, Unavailable, Unfit, basic
+from tracemw.store.rows import SpanRow, StoredTrace
+
+OLDEST: Final = (3, 4)
+GROUP: Final = 100  # traces whose facts are sent before their spans follow in one request
+THREADS: Final = 4  # connections for the facts: small requests that wait for the server's disk
+GZIP_LEVEL: Final = 4
+API: Final = "/api/3.0/mlflow/traces"
+
+_JSON: Final = {"Content-Type": "application/json"}
+_PROTOBUF: Final = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
+
+
+class Mlflow:
+    """An MLflow server as a destination.
+
+    Args:
+        target: The server's URL; options `experiment` (a name, made if it is not there) and `fidelity`.
+
+    Raises:
+        TracemwError: The package that has OTLP's messages is not installed.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.fast = target.options.get("fidelity") == "fast"
+        self._server = Server(target)
+        self._encoder = Encoder()
+        self._batches = Batches(self._server.post_spans)
+
+    def check(self) -> str:
+        """Look at the server's version, and find or make the experiment."""
+        return self._server.connect()
+
+    def send(self, traces: Sequence[StoredTrace], suspects: Container[int]) -> Generator[Result, None, None]:
+        """Send facts and spans, a group of traces at a time."""
+        if self._server.experiment is None:
+            self._server.connect()
+        try:
+            for start in range(0, len(traces), GROUP):
+                yield from self._send(traces[start : start + GROUP], suspects)
+        except (Unavailable, Unfit):
+            self._server.experiment = None  # whoever answers the next time may be another server
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._server.close()
+
+    def _send(self, traces: Sequence[StoredTrace], suspects: Container[int]) -> Iterator[Result]:
+        """Send a group: facts, spans, and the facts of those whose facts the server would make from the spans."""
+        before = [] if self.fast else [trace for trace in traces if is_settled(trace)]
+        refused: set[int] = set()
+        for result in self._server.post_facts(before):
+            if result.reason is not None:
+                refused.add(result.trace.id)
+                yield result
+        told = {trace.id for trace in before}
+        after = []
+        items = self._encoded([trace for trace in traces if trace.id not in refused])
+        for result in self._post(items, suspects):
+            if result.reason is None and not self.fast and result.trace.id not in told:
+                after.append(result.trace)
+            else:
+                yield result
+        yield from self._server.post_facts(after)
+
+    def _post(self, items: Iterable[Encoded | Result], suspects: Container[int]) -> Iterator[Result]:
+        """Post spans; take back the facts of a trace that had nothing but them."""
+        encoded = []
+        for item in items:
+            if isinstance(item, Encoded):
+                encoded.append(item)
+            else:
+                self._server.take_back(item.trace)
+                yield item
+        for taken, refusal in self._batches.send(encoded, suspects):
+            if refusal is not None:
+                self._server.take_back(taken[0].trace)
+                yield Result(taken[0].trace, str(refusal), refusal.final)
+            else:
+                yield from (Result(item.trace) for item in taken)
+
+    def _encoded(self, traces: Iterable[StoredTrace]) -> Iterator[Encoded | Result]:
+        for trace in traces:
+            try:
+                yield Encoded(trace, self._encode(trace))
+            except (ValueError, TypeError, KeyError, AttributeError) as exc:
+                yield Result(trace, f"it cannot be encoded: {exc!r}", final=True)
+
+    def _encode(self, trace: StoredTrace) -> bytes:
+        row, spans = trace.row, trace.spans
+        common = facts.on_every_span(row)
+
+        def attributes_of(span: SpanRow) -> dict[str, Any]:
+            found = facts.span_attributes(span)
+            if self.fast and span.span_id == row.root_span_id:
+                found = {**facts.on_the_root(row), **found}
+            return {**found, **common}
+
+        if self.fast and row.has_parent:  # the server takes tags from a span without parent only
+            spans = [replace(s, parent_id=None) if s.span_id == row.root_span_id else s for s in spans]
+        return self._encoder.trace(spans, {}, attributes_of, facts.status_of)
+
+
+def is_settled(trace: StoredTrace) -> bool:
+    """True where spans that come after a trace's facts leave them as they are.
+
+    The facts may then go first, which takes the server half the time: it inserts them instead of merging them.
+    It changes the times of a trace for spans outside of them and the state for one that is no outcome, and who
+    else may have told of a trace with a remote parent shows only once the trace is there.
+    """
+    row = trace.row
+    if row.has_parent or row.duration_ns is None or row.state not in ("OK", "ERROR"):
+        return False
+    start, end = (time // 1_000_000 for time in (row.start_ns, row.start_ns + row.duration_ns))
+    return all(start <= span.start_ns // 1_000_000 and span.end_ns // 1_000_000 <= end for span in trace.spans)
+
+
+class Server:
+    """What we ask of an MLflow server.
+
+    Attributes:
+        experiment: Id of the experiment, None before `connect`.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.url = target.url
+        self.experiment: str | None = None
+        self._name = target.options.get("experiment") or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        self._fixed = None if self._name else os.environ.get("MLFLOW_EXPERIMENT_ID")
+        endpoint = Endpoint(target.url, headers=_headers(target), context=_tls)
+        self._connections = [Connection(endpoint) for _ in range(THREADS)]
+        self._made: set[int] = set()  # traces of which the server has the facts alone, by us
+
+    def connect(self) -> str:
+        """Look at the server's version, and find or make the experiment; return a line about it.
+
+        Raises:
+            Unavailable: There is no answer.
+            Unfit: It is too old, is no MLflow server, or lets us not in.
+        """
+        found = self._version()
+        numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
+        if numbers < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise Unfit(f"{self.url} runs MLflow {found}, traces need {oldest} or newer: update the server")
+        self.experiment = self._fixed or self._find_experiment(self._name or "Default")
+        return f"MLflow {found} at {self.url}, experiment {self._name or self.experiment}"
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._connections:
+            connection.close()
+
+    def _version(self) -> str:
+        answer = self._connections[0].request("GET", "/version")
+        if answer.status == 404:
+            raise Unfit(f"{self.url} is no MLflow server: it has no /version")
+        text = answer.check(f"asking {self.url} for its version").text
+        if not re.match(r"\d+\.\d+", text):
+            raise Unfit(f"{self.url} is no MLflow server: it says it is version {text[:40]!r}")
+        return text
+
+    def _find_experiment(self, name: str) -> str:
+        path = "/api/2.0/mlflow/experiments/"
+        for _ in range(2):
+            query = urlencode({"experiment_name": name})
+            answer = self._connections[0].request("GET", f"{path}get-by-name?{query}")
+            if answer.status != 404:
+                found = _json(answer.check(f"looking for the experiment {name!r}"))["experiment"]
+                if found.get("lifecycle_stage") == "deleted":
+                    raise Unfit(f"the experiment {name!r} is deleted: restore it, or name another one")
+                return str(found["experiment_id"])
+            body = json.dumps({"name": name}).encode()
+            answer = self._connections[0].request("POST", f"{path}create", body, _JSON)
+            if b"RESOURCE_ALREADY_EXISTS" not in answer.body:  # another process may have been faster
+                return str(_json(answer.check(f"making the experiment {name!r}"))["experiment_id"])
+        raise Unavailable(f"the experiment {name!r} is neither found nor made")
+
+    def post_spans(self, body: bytes) -> None:
+        """Post spans of many traces: all are taken, or none."""
+        headers = {**_PROTOBUF, "x-mlflow-experiment-id": self.experiment or ""}
+        packed = gzip.compress(body, GZIP_LEVEL)
+        answer = self._connections[0].request("POST", "/v1/traces", packed, headers)
+        if answer.status == 501:
+            raise Unfit(
+                f"the MLflow server {self.url} keeps its data in files, which have no place for spans: start it "
+                "with --backend-store-uri sqlite:///mlflow.db, or another database"
+            )
+        if answer.status == 404:
+            raise Unavailable(f"the experiment {self.experiment} is not there: {answer.text}")
+        answer.check("spans")
+
+    def post_facts(self, traces: Sequence[StoredTrace]) -> Iterator[Result]:
+        """Post the facts of traces over a few connections; yield results in the order in which they come."""
+        pending, results = deque(traces), SimpleQueue[Result | Exception | None]()
+        self._made.clear()
+        workers = [
+            threading.Thread(target=self._work, args=(connection, pending, results), daemon=True)
+            for connection in self._connections[: len(traces)]
+        ]
+        for worker in workers:
+            worker.start()
+        trouble: Exception | None = None
+        try:
+            for _ in workers:
+                while (result := results.get()) is not None:
+                    if isinstance(result, Result):
+                        yield result
+                    else:
+                        trouble = trouble or result
+        finally:
+            pending.clear()
+        if trouble is not None:
+            raise trouble
+
+    def _work(
+        self, connection: Connection, pending: deque[StoredTrace], results: SimpleQueue[Result | Exception | None]
+    ) -> None:
+        try:
+            while pending:
+                try:
+                    trace = pending.popleft()
+                except IndexError:  # another thread was faster
+                    break
+                results.put(self._post_facts(connection, trace))
+        except Exception as exc:  # told to the thread that waits for the results
+            pending.clear()
+            results.put(exc)
+        finally:
+            results.put(None)
+
+    def _post_facts(self, connection: Connection, trace: StoredTrace) -> Result:
+        try:
+            info = facts.trace_info(trace.row, self.experiment or "")
+            if trace.row.has_parent and self._is_told(connection, info):
+                return Result(trace)
+            body = json.dumps({"trace": {"trace_info": info}}, ensure_ascii=False).encode()
+            answer = connection.request("POST", API, body, _JSON)
+            if answer.status == 404 and b"no longer exists" not in answer.body:
+                raise Unavailable(f"the experiment {self.experiment} is not there: {answer.text}")
+            answer.check("the trace's facts")
+        except Refused as exc:
+            return Result(trace, str(exc), exc.final)
+        if b"mlflow.trace.spansLocation" not in answer.body:
+            self._made.add(trace.id)
+        return Result(trace)
+
+    def _is_told(self, connection: Connection, info: Mapping[str, Any]) -> bool:
+        """True where the service that called ours has told its facts of their common trace: they count."""
+        answer = connection.request("GET", f"{API}/{info['trace_id']}")
+        if answer.status != 200:
+            return False
+        found = _json(answer).get("trace", {}).get("trace_info", {})
+        finished = found.get("trace_metadata", {}).get("mlflow.trace.infoFinalized") == "true"
+        return bool(finished and found.get("request_time") != info["request_time"])
+
+    def take_back(self, trace: StoredTrace) -> None:
+        """Delete the facts of a trace whose spans were refused, if the server has nothing else of it."""
+        if trace.id not in self._made:
+            return
+        body = json.dumps({"experiment_id": self.experiment, "request_ids": [f"tr-{trace.row.trace_id}"]}).encode()
+        self._connections[0].request("POST", f"{API}/delete-traces", body, _JSON)
+
+
+def _json(answer: Answer) -> Any:
+    try:
+        return json.loads(answer.body)
+    except ValueError:
+        raise Unfit(f"this is no MLflow server: {answer.text[:100]!r} is no JSON") from None
+
+
+def _headers(target: Target) -> dict[str, str]:
+    """Return what every request carries; MLflow's own variables say who we are."""
+    headers = {"User-Agent": f"tracemw/{version('tracemw')}"}
+    user = target.user or os.environ.get("MLFLOW_TRACKING_USERNAME")
+    password = target.password if target.user else os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    token, workspace = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_WORKSPACE")
+    if user and password is not None:
+        headers["Authorization"] = basic(user, password)
+    elif token:
+        headers["Authorization"] = f"Bearer {token}"
+    if workspace:
+        headers["X-MLFLOW-WORKSPACE"] = quote(workspace)
+    return headers
+
+
+def _tls() -> ssl.SSLContext:
+    """Return TLS settings as MLflow's own variables have them."""
+    trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    certificate = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
+    if trusted and os.path.isdir(trusted):
+        context = ssl.create_default_context(capath=trusted)
+    else:
+        context = ssl.create_default_context(cafile=trusted or None)
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").strip().lower() in ("true", "1"):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if certificate:
+        context.load_cert_chain(certificate)
+    return context

@@ -1,0 +1,193 @@
+"""What MLflow knows about a trace, made of a row of the store: names, lengths and encodings that it takes.
+
+Its databases refuse what does not fit a column, and then the whole trace (or the whole batch) is lost; so
+everything is cut and cleaned here. Lengths are those of MLflow's tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from tracemw.pipeline.otlp_encode import clean, clean_json
+from tracemw.store.rows import SpanRow, TraceRow
+
+MAX_REQUEST_ID: Final = 50  # characters
+MAX_PREVIEW: Final = 1000
+MAX_IDENTITY: Final = 250
+MAX_KEY: Final = 250
+MAX_METADATA: Final = 8000
+MAX_TAG: Final = 4096
+MAX_SPAN_TYPE: Final = 500
+
+REQUEST_ID: Final = "tracemw.client_request_id"
+NAME_TAG: Final = "mlflow.traceName"
+# The server's own, which a client (or a trace that came from another server) must not set.
+SERVER_TAGS: Final = frozenset({"mlflow.artifactLocation", "mlflow.trace.spansLocation"})
+_NO_TAG_NAME: Final = re.compile(r"[^/\w.\- :]")
+
+
+def trace_info(row: TraceRow, experiment_id: str) -> dict[str, Any]:
+    """Return the body of StartTraceV3: always everything, since what is absent would be reset."""
+    start_ms = row.start_ns // 1_000_000
+    info: dict[str, Any] = {
+        "trace_id": f"tr-{row.trace_id}",
+        "trace_location": {
+            "type": "MLFLOW_EXPERIMENT",
+            "mlflow_experiment": {"experiment_id": experiment_id},
+        },
+        "request_time": timestamp(start_ms),
+        "state": row.state,
+        "trace_metadata": mapping(metadata(row).items(), MAX_METADATA),
+        "tags": mapping(tags(row).items(), MAX_TAG),
+    }
+    if row.duration_ns is not None:
+        milliseconds = max(0, (row.start_ns + row.duration_ns) // 1_000_000 - start_ms)
+        info["execution_duration"] = f"{milliseconds // 1000}.{milliseconds % 1000:03d}s"
+    if row.client_request_id:
+        info["client_request_id"] = clean(row.client_request_id)[:MAX_REQUEST_ID]
+    if row.request_preview:
+        info["request_preview"] = cut(row.request_preview, MAX_PREVIEW)
+    if row.response_preview:
+        info["response_preview"] = cut(row.response_preview, MAX_PREVIEW)
+    return info
+
+
+def metadata(row: TraceRow) -> dict[str, str]:
+    """Return a trace's metadata under MLflow's names."""
+    found = {**row.metadata, "mlflow.trace_schema.version": "3"}
+    if row.session_id:
+        found["mlflow.trace.session"] = cut_identity(row.session_id)
+    if row.user_id:
+        found["mlflow.trace.user"] = cut_identity(row.user_id)
+    if row.client_request_id and len(row.client_request_id) > MAX_REQUEST_ID:
+        found[REQUEST_ID] = row.client_request_id
+    if row.outcome:
+        found.setdefault("tracemw.outcome", row.outcome)
+    return found
+
+
+def tags(row: TraceRow) -> dict[str, str]:
+    """Return a trace's tags, its name among them (where MLflow keeps it)."""
+    return {NAME_TAG: row.name, **{key: value for key, value in row.tags.items() if key not in SERVER_TAGS}}
+
+
+def on_every_span(row: TraceRow) -> dict[str, str]:
+    """Return attributes that each span of a trace carries.
+
+    With the session on each span the server does not let a late one change the trace's times.
+    """
+    found = {"mlflow.traceRequestId": json.dumps(f"tr-{row.trace_id}")}
+    if row.session_id:
+        found["session.id"] = verbatim(cut_identity(row.session_id))
+    if row.user_id:
+        found["user.id"] = verbatim(cut_identity(row.user_id))
+    return found
+
+
+def on_the_root(row: TraceRow) -> dict[str, str]:
+    """Return attributes of the root that the server makes tags and previews of; OTLP has no place for more.
+
+    Metadata and the client's request id become tags; where a tag and a key of the metadata have the same name, the
+    tag counts.
+    """
+    wanted = metadata(row)
+    for name in ("mlflow.trace_schema.version", "mlflow.trace.session", "mlflow.trace.user"):
+        wanted.pop(name, None)
+    if row.client_request_id:
+        wanted["client_request_id"] = row.client_request_id
+    named = ((tag_name(key), value) for key, value in {**wanted, **tags(row)}.items())
+    found = {f"mlflow.traceTag.{key}": verbatim(value) for key, value in mapping(named, MAX_TAG).items()}
+    previews = {"mlflow.spanInputs": row.request_preview, "mlflow.spanOutputs": row.response_preview}
+    for attribute, preview in previews.items():
+        if preview:
+            found[attribute] = json.dumps(cut(preview, MAX_PREVIEW), ensure_ascii=False)
+    return found
+
+
+def span_attributes(span: SpanRow) -> dict[str, Any]:
+    """Return a span's attributes as the server is to read them.
+
+    It takes JSON text in a string for what it stands for, but for numbers and booleans, so those of MLflow's own
+    attributes are sent as what they are.
+    """
+    found: dict[str, Any] = json.loads(span.attributes)
+    for key, value in found.items():
+        if isinstance(value, str):
+            if value[:1] in ("{", "[", '"'):
+                found[key] = clean_json(value)
+            elif key.startswith("mlflow."):
+                found[key] = _decoded(value)
+    span_type = found.get("mlflow.spanType")
+    if isinstance(span_type, str) and len(span_type) > MAX_SPAN_TYPE:
+        found["mlflow.spanType"] = json.dumps(span_type.strip('"')[: MAX_SPAN_TYPE - 2])
+    return found
+
+
+def status_of(span: SpanRow) -> str:
+    """Return a span's status as MLflow has it: what ended without error is OK, what was cut off stays unset."""
+    if span.status != "UNSET":
+        return span.status
+    if '"tracemw.outcome"' not in span.attributes:
+        return "OK"
+    return "OK" if json.loads(span.attributes).get("tracemw.outcome") == "completed" else "UNSET"
+
+
+def timestamp(milliseconds: int) -> str:
+    """Return a time as the server writes it."""
+    seconds, rest = divmod(max(0, milliseconds), 1000)
+    text = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{rest:03d}Z" if rest else f"{text}Z"
+
+
+def mapping(pairs: Iterable[tuple[str, str]], max_value: int) -> dict[str, str]:
+    """Return keys and values that fit; no two keys become one by being cut or cleaned."""
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        name = clean(key)
+        if not name or len(name) > MAX_KEY or name in found:
+            name = f"{name[: MAX_KEY - 9]}~{_digest(key)}"
+        found[name] = cut(value, max_value)
+    return found
+
+
+def tag_name(key: str) -> str:
+    """Return a name that the server takes for a tag that comes in a span; others it leaves out without a word."""
+    name = _NO_TAG_NAME.sub("_", key)
+    if name.startswith(("/", "..")) or posixpath.normpath(name) != name or name == ".":
+        name = name.replace("/", "_").replace("..", "__")
+    return name if name != "." else "_"
+
+
+def cut(text: str, limit: int) -> str:
+    """Return clean text of at most so many characters."""
+    text = clean(text)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def cut_identity(text: str) -> str:
+    """Return a session or user that fits; two that are cut stay two."""
+    cleaned = clean(text)
+    return cleaned if len(cleaned) <= MAX_IDENTITY else f"{cleaned[: MAX_IDENTITY - 9]}~{_digest(text)}"
+
+
+def verbatim(text: str) -> str:
+    """Return a string that the server reads as this text, also where it looks like JSON."""
+    return json.dumps(text, ensure_ascii=False) if text[:1] in ("{", "[", '"') else text
+
+
+def _decoded(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if isinstance(value, (str, list, dict)) else value
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
