@@ -79,8 +79,10 @@ def configure(**options: Any) -> None:
 
     Raises:
         SettingError: A setting is unknown or has a value that it does not allow. Nothing was changed.
+        TracemwError: The destination needs a package that is not installed. Nothing was changed.
     """
     new = from_environment().override(options)
+    _check_remote(effective_destination(new))
     with _lock:
         previous = pipeline.installed()
         if previous is not None:
@@ -152,15 +154,32 @@ def effective_destination(settings: Settings) -> str:
         tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if tracking_uri.startswith(("http://", "https://")):
             return f"mlflow+{tracking_uri}"
-        endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
-        if endpoint.startswith(("http://", "https://")):
+        if endpoint := _otlp_endpoint():
             return f"otlp+{endpoint}"
     return DEFAULT_DESTINATION
+
+
+def _otlp_endpoint() -> str | None:
+    """Return the endpoint that OpenTelemetry's variables name; none where they ask for gRPC."""
+    found = [
+        os.environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or os.environ.get(f"OTEL_EXPORTER_OTLP_{name}") or ""
+        for name in ("ENDPOINT", "PROTOCOL")
+    ]
+    usable = found[0].startswith(("http://", "https://")) and found[1].strip().lower() != "grpc"
+    return found[0] if usable else None
 
 
 def is_remote(destination: str) -> bool:
     """True where the destination is reached over the network, through the local store."""
     return destination.startswith(("mlflow+", "otlp+"))
+
+
+def _check_remote(destination: str) -> None:
+    """Raise for a remote destination that nothing can be delivered to: now, not in a background thread's log."""
+    if is_remote(destination):
+        from tracemw.pipeline.courier import connect
+
+        connect(destination).close()
 
 
 def store_url(settings: Settings) -> str:

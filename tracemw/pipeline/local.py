@@ -1,16 +1,25 @@
-"""The sink that writes to the embedded store."""
+"""The sink that writes to the embedded store, from which traces are delivered to a remote destination."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, Final
 
+from tracemw.errors import StoreError
+from tracemw.pipeline.target import masked
 from tracemw.store import Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracemw.pipeline.delivery import Deliverer
     from tracemw.settings import Settings
     from tracemw.store.rows import SpanRow, TraceRow
+
+logger = logging.getLogger("tracemw")
+
+IN_MEMORY: Final = 64 << 20  # bytes of traces that wait for delivery where no file can be written
+CHECKED: Final = 100  # writes between two looks at that
 
 
 class StoreSink:
@@ -27,24 +36,66 @@ class StoreSink:
         self.destination = destination
         self._settings = settings
         self._store: Store | None = None
+        self._deliverer: Deliverer | None = None
+        self._writes = 0
 
     @property
     def store(self) -> Store:
         """The store, opened when first asked for."""
         if self._store is None:
-            self._store = open_store(self.url)
+            self._store = self._open()
         return self._store
+
+    def _open(self) -> Store:
+        try:
+            return open_store(self.url)
+        except StoreError as exc:
+            if self.destination is None or exc.retry:
+                raise
+            logger.error("%s. Traces are kept in memory until delivered, %d MB at most.", exc, IN_MEMORY >> 20)
+            return open_store("memory:")
 
     def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
         """Store rows; those for a remote destination are queued for delivery in the same transaction."""
-        self.store.write(traces, spans, outbox=self.destination is not None)
+        store = self.store
+        store.write(traces, spans, outbox=self.destination is not None)
+        if self.destination is None:
+            return
+        self._deliver().notify()
+        self._writes += 1
+        if store.path is None and self._writes % CHECKED == 0:
+            store.purge(max_size_bytes=IN_MEMORY)
+
+    def _deliver(self) -> Deliverer:
+        if self._deliverer is None:
+            from tracemw.pipeline.delivery import Deliverer
+
+            assert self.destination is not None
+            self._deliverer = Deliverer(lambda: self.store, self.destination)
+        return self._deliverer
+
+    def wait_delivered(self, timeout: float) -> bool:
+        """Wait until all that is stored now is acknowledged by the remote destination, if there is one.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            False when time ran out, or something was given up meanwhile.
+        """
+        return True if self.destination is None else self._deliver().wait_delivered(timeout)
 
     def stats(self) -> dict[str, Any]:
-        """Return what is known of the store."""
-        return {"store": self.url, "destination": self.destination or self.url}
+        """Return where traces are stored and go, and for a remote destination how its delivery goes."""
+        found: dict[str, Any] = {"store": self.url, "destination": masked(self.destination or self.url)}
+        if self.destination is not None:
+            found["delivery"] = self._deliver().stats()
+        return found
 
     def close(self) -> None:
-        """Close the store's connections."""
+        """Stop delivery, close the store's connections. What was not delivered stays in the store."""
+        if self._deliverer is not None:
+            self._deliverer.close()
         store, self._store = self._store, None
         if store is not None:
             store.close()
