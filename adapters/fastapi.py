@@ -11,10 +11,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tracemw.adapters.starlette import Named, StarletteAdapter
+from tracemw.adapting import layers
 
 
 class FastAPIAdapter(StarletteAdapter):
     """Adapts one application."""
+
+    def place(self, middleware: Any, options: dict[str, Any]) -> bool:
+        """Step inside where FastAPI's own telemetry has a provider that is not the global one, to adopt its root.
+
+        Elsewhere, the middleware around the application opens the root, and FastAPI opens none.
+        """
+        telemetry = getattr(self.app, "_telemetry", None) or {}
+        own = telemetry.get("tracing") and telemetry.get("tracer_provider") is not None
+        if own and not any(layer is middleware for layer in layers(self.app.middleware_stack)):
+            return self.install(options)
+        return super().place(middleware, options)
 
     def _selected(self, carrier: Mapping[str, Any]) -> tuple[Any, ...]:
         context = (carrier.get("fastapi") or {}).get("effective_route_context")

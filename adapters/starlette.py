@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from starlette.routing import WebSocketRoute, request_response, websocket_session
 
+from tracemw import provider
 from tracemw.adapting import Adapter, layers, within
 from tracemw.asgi import TraceMiddleware
 from tracemw.guard import report
@@ -109,15 +110,27 @@ class StarletteAdapter(Adapter):
             app.middleware_stack = TraceMiddleware(app.middleware_stack, **options)
         return True
 
-    def place_outermost(self, middleware: Any, options: dict[str, Any]) -> None:
-        """Stand around the framework's own error handler as well, if the middleware is a part of the stack.
+    def place(self, middleware: Any, options: dict[str, Any]) -> bool:
+        """Stand around the framework's own error handler as well, or inside of Starlette's own telemetry.
 
-        What that handler answers then gets our headers, and is inside the root.
+        What the error handler answers then gets our headers, and is inside the root. Starlette's telemetry opens
+        a root whatever stands outside of it, so that one is adopted.
         """
-        stack: Any = getattr(self.app, "middleware_stack", None)
-        if isinstance(stack, TraceMiddleware) or not any(layer is middleware for layer in layers(stack)):
-            return
-        self.app.middleware_stack = TraceMiddleware(stack, **{**options, "adapter": self})
+        app = self.app
+        if not hasattr(app, "build_middleware_stack"):  # a Router
+            return False
+        if app.middleware_stack is None:  # as it does itself with the first request
+            app.middleware_stack = app.build_middleware_stack()
+        options = {**options, "adapter": self}
+        stack = app.middleware_stack
+        outside, inside = _around(layers(stack), middleware)
+        if (telemetry := _first_telemetry(inside)) is not None:
+            if not isinstance(telemetry.app, TraceMiddleware):
+                telemetry.app = TraceMiddleware(telemetry.app, **options)
+            return True
+        if outside and not any(isinstance(layer, TraceMiddleware) or _opens_root(layer) for layer in outside):
+            app.middleware_stack = TraceMiddleware(stack, **options)
+        return False
 
     def _chosen(self, endpoint: Any, carrier: Mapping[str, Any]) -> Named | None:
         found = self._named.get(id(endpoint))
@@ -179,6 +192,27 @@ class StarletteAdapter(Adapter):
 def make(app: Any) -> StarletteAdapter:
     """Return the adapter of an application."""
     return StarletteAdapter(app)
+
+
+def _around(stack: list[Any], middleware: Any) -> tuple[list[Any], list[Any]]:
+    """Split a stack into what stands outside of a middleware and what stands inside."""
+    for place, layer in enumerate(stack):
+        if layer is middleware:
+            return stack[:place], stack[place + 1 :]
+    return [], stack
+
+
+def _first_telemetry(stack: list[Any]) -> Any:
+    """Return Starlette's own telemetry, if it is in the stack."""
+    return next((one for one in stack if type(one).__module__ == "starlette.middleware.opentelemetry"), None)
+
+
+def _opens_root(layer: Any) -> bool:
+    """True for telemetry that opens a root, which we adopt where we stand inside."""
+    module = type(layer).__module__
+    if module.startswith("opentelemetry.instrumentation."):
+        return provider.is_joined()
+    return module == "starlette.middleware.opentelemetry"
 
 
 def _routes_of(app: Any) -> list[Any] | None:

@@ -67,13 +67,20 @@ class Adapter:
         """
         return False
 
-    def place_outermost(self, middleware: Any, options: dict[str, Any]) -> None:
-        """Stand around the framework's own error handler as well, if the middleware does not do so.
+    def place(self, middleware: Any, options: dict[str, Any]) -> bool:
+        """Put another instance of the middleware where the application's stack needs one.
+
+        Called once, before the first request. Around the framework's own error handler, so that what it answers
+        is seen; or inside of telemetry that opens its own root, so that this one is adopted.
 
         Args:
             middleware: The one that is there.
             options: Its options.
+
+        Returns:
+            True where that one has nothing left to do.
         """
+        return False
 
 
 class Attached:
@@ -116,14 +123,14 @@ class Attached:
         except Exception as exc:
             report(self._place("prepare"), exc)
 
-    def place_outermost(self, middleware: Any, options: dict[str, Any]) -> None:
-        """Have the adapter stand around the framework's own error handler."""
+    def place(self, middleware: Any, options: dict[str, Any]) -> bool:
+        """Have the adapter put the middleware where it is needed; True where this one has nothing left to do."""
         try:
-            place_outermost = getattr(self.adapter, "place_outermost", None)
-            if place_outermost is not None:
-                place_outermost(middleware, options)
+            place = getattr(self.adapter, "place", None)
+            return place is not None and bool(place(middleware, options))
         except Exception as exc:
-            report(self._place("place_outermost"), exc)
+            report(self._place("place"), exc)
+            return False
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return what the adapter says of the route; None if it fails."""

@@ -178,6 +178,8 @@ class TraceMiddleware:
         tracer = self._tracer
         if tracer is None or self._generation != config.generation():
             tracer = self._compile(scope)
+            if not self._active:  # another instance has taken over
+                return None
         self._attached.keep_prepared()
         if "fastapi.telemetry" not in scope and provider.is_joined_now():
             # We stand outside of a framework that would open a second root: one trace per request.
@@ -217,7 +219,7 @@ class TraceMiddleware:
         """Find the adapter; the framework names its application in the scope when we are a part of its stack."""
         app = scope.get("app")
         if self._attached.find(app if app is not None else self.app):
-            self._attached.place_outermost(self, self._options)
+            self._active = not self._attached.place(self, self._options)
         self._attached.keep_prepared()
 
 

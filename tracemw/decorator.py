@@ -223,7 +223,9 @@ class Call:
         record = scope.record
         if record.is_request and self.recording:
             parent = scope.span.parent  # type: ignore[attr-defined]
-            self._is_handler = parent is not None and parent.span_id == record.root_span_id
+            if parent is not None:
+                above = record.parent_of_kept(parent.span_id)
+                self._is_handler = above == record.root_span_id or (plan.handler and record.inputs is None)
             if self._is_handler:
                 # A stream that begins when the handler has returned is the body of the response.
                 self._follows = record.outputs is not None

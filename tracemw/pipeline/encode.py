@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanKind, StatusCode
 
 from tracemw.bodies import REQUEST, RESPONSE
 from tracemw.capture import Redactor, redact_json_text, redact_text
@@ -54,7 +54,7 @@ def span_row(record: TraceRecord | None, span: ReadableSpan, redactor: Redactor)
         status=_status(record, context.span_id, status.status_code),
         status_message=status.description,
         attributes=_json(attributes),
-        events=_events(span.events),
+        events=_events(_once(span.events) if span.kind is SpanKind.SERVER else span.events),
         links=_links(span.links),
         scope=span.instrumentation_scope.name if span.instrumentation_scope else None,
     )
@@ -191,6 +191,21 @@ def _status(record: TraceRecord | None, span_id: int, code: StatusCode) -> str:
 def _span_type(attributes: Mapping[str, Any]) -> str | None:
     value = attributes.get(SPAN_TYPE)
     return value.strip('"') if isinstance(value, str) else None
+
+
+def _once(events: Sequence[Any]) -> list[Any]:
+    """Return events without a second one of the same exception: who owns the span may have recorded it, too."""
+    kept: list[Any] = []
+    seen: set[tuple[Any, str]] = set()
+    for event in events:
+        if event.name == "exception":
+            told = event.attributes or {}
+            which = (told.get("exception.message"), str(told.get("exception.type")).rpartition(".")[2])
+            if which in seen:
+                continue
+            seen.add(which)
+        kept.append(event)
+    return kept
 
 
 def _events(events: Sequence[Any]) -> str:

@@ -25,10 +25,13 @@ FRAMEWORK_SCOPES: Final = frozenset(
         "starlette",
         "opentelemetry.instrumentation.asgi",
         "opentelemetry.instrumentation.fastapi",
+        "opentelemetry.instrumentation.flask",
         "opentelemetry.instrumentation.starlette",
+        "opentelemetry.instrumentation.wsgi",
     }
 )
 
+STATUS: Final = "http.response.status_code"
 HELD_BACK_LIMIT: Final = 1000  # spans kept on a record until its trace is known to be worth keeping
 
 
@@ -65,8 +68,11 @@ class TraceProcessor(SpanProcessor):
     @guarded()
     def _drop(self, span: Span, parent_context: Context | None) -> None:
         pipeline = current()
-        record = current_record(parent_context)
-        if record is None or pipeline.operation_spans or span.context is None:
+        if pipeline.operation_spans or span.context is None:
+            return
+        # Outside of us, where an adopted root's owner sends the response, the context has no record.
+        record = current_record(parent_context) or record_of(span.context.trace_id)
+        if record is None:
             return
         if record.dropped_spans is None:
             record.dropped_spans = {}
@@ -85,6 +91,8 @@ class TraceProcessor(SpanProcessor):
     def _end_root(self, record: TraceRecord, span: ReadableSpan) -> None:
         pipeline = current()
         record.on_change = pipeline_changed
+        if STATUS not in record.attributes:
+            _take_status(record, span)
         if record.held_back is not None and not self._decide(record, span):
             record.recording = False
             pipeline.count("sampled_out")
@@ -103,6 +111,14 @@ class TraceProcessor(SpanProcessor):
         for child in held_back:
             pipeline.put(record, child)
         return True
+
+
+def _take_status(record: TraceRecord, span: ReadableSpan) -> None:
+    """Take the status from the owner of an adopted root, who may stand outside of what answers errors."""
+    attributes = span.attributes or {}
+    status = attributes.get(STATUS, attributes.get("http.status_code"))  # the latter before semconv 1.21
+    if status is not None:
+        record.attributes[STATUS] = status
 
 
 def pipeline_changed(record: TraceRecord) -> None:
