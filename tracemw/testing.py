@@ -21,10 +21,10 @@ from tracemw.pipeline.local import StoreSink
 from tracemw.pipeline.writer import Pipeline
 
 if TYPE_CHECKING:
-    from tracemw.settings import Settings
-    from tracemw.store.rows import SpanRow, TraceRow
+    from tracemw.store import Store
 
 _FLUSH = 10.0  # seconds that a look at the traces may wait for the writer; it takes milliseconds
+_ALL = 1_000_000
 
 
 class CapturedTraces(Sequence[Trace]):
@@ -33,11 +33,11 @@ class CapturedTraces(Sequence[Trace]):
     Whatever ended before a look at it is in it.
     """
 
-    def __init__(self, pipeline: Pipeline, sink: _CapturingSink, suffixes: bool) -> None:
+    def __init__(self, pipeline: Pipeline, store: Store, suffixes: bool) -> None:
         self._pipeline = pipeline
-        self._sink = sink
+        self._store = store
         self._suffixes = suffixes
-        self._version = -1
+        self._version: list[Any] = []
         self._traces: list[Trace] = []
         self._frozen = False
 
@@ -66,34 +66,17 @@ class CapturedTraces(Sequence[Trace]):
         if self._frozen:
             return self._traces
         self._pipeline.flush(_FLUSH)
-        if self._version != self._sink.version:
-            self._version = self._sink.version
-            self._traces = self._sink.traces(self._suffixes)
+        version = self._store.read("SELECT count(*), sum(revision) FROM traces")
+        if version != self._version:
+            self._version = version
+            ended = self._store.search("status != 'IN_PROGRESS'", max_results=_ALL).traces
+            ended.sort(key=lambda stored: stored.row.start_ns + (stored.row.duration_ns or 0))
+            self._traces = [Trace.from_stored(stored, self._suffixes) for stored in ended]
         return self._traces
 
     def _freeze(self) -> None:
         self._read()
         self._frozen = True
-
-
-class _CapturingSink(StoreSink):
-    """A store in memory that knows which traces have ended."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__("memory:", None, settings)
-        self.version = 0
-        self._ended: dict[str, None] = {}
-
-    def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
-        super().write(traces, spans)
-        self._ended.update({row.trace_id: None for row in traces if row.state != "IN_PROGRESS"})
-        self.version += 1
-
-    def traces(self, suffixes: bool) -> list[Trace]:
-        """Return the traces that have ended, in that order."""
-        found = [stored for trace_id in self._ended if (stored := self.store.get(trace_id)) is not None]
-        found.sort(key=lambda stored: stored.row.start_ns + (stored.row.duration_ns or 0))
-        return [Trace.from_stored(stored, suffixes) for stored in found]
 
 
 @contextmanager
@@ -117,9 +100,9 @@ def capture_traces(**settings: Any) -> Iterator[CapturedTraces]:
     if settings.keys() & {"destination", "store"}:
         raise SettingError("capture_traces keeps traces in memory: leave out destination and store")
     with config.overridden(**settings) as now, _sampled_as(settings):
-        sink = _CapturingSink(now)
+        sink = StoreSink("memory:", None, now)
         own = Pipeline(sink, now)
-        captured = CapturedTraces(own, sink, now.span_name_suffixes)
+        captured = CapturedTraces(own, sink.store, now.span_name_suffixes)
         before = pipeline.use(own)
         try:
             yield captured
