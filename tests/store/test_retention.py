@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.store.rows import MS, START, span, trace, trace_id, words_are
-from tracemw.store import Store, open_store, retention
+from tracemw.store import Store, open_store, retention, tokens
 
 SECOND = 1_000_000_000
 BIG = '{"a": "%s"}' % ("x" * 1500)
@@ -140,3 +140,24 @@ def test_purged_traces_are_gone_for_search() -> None:
         found = {t.row.trace_id for t in store.search("user = 'jane'").traces}
         assert found == {t.row.trace_id for t in store.search().traces}
         assert trace_id(10) not in found and trace_id(99) in found
+
+
+@pytest.mark.skipif(not tokens.supported(), reason="needs FTS5")
+def test_the_token_index_does_not_grow() -> None:
+    """Words of removed traces do not pile up in the index, however many traces come and go."""
+    sizes = []
+    with open_store("memory:") as store:
+        for turn in range(8):
+            fill(store, 500, first=turn * 500)
+            store.purge(max_age_s=(time.time_ns() - START) / SECOND - turn * 500 + 0.2)
+            sizes.append(store.read("SELECT sum(length(block)) FROM tokens_data")[0][0])
+        assert len(left(store)) == 500
+        assert whole(store)
+    assert max(sizes[2:]) < 1.5 * sizes[1]
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///store.db"])
+def test_an_empty_store_is_purged(url: str) -> None:
+    """There is nothing to do, and it is not done for ever."""
+    with open_store(url) as store:
+        assert store.purge(1, 1) == 0

@@ -86,11 +86,17 @@ class Pool:
             self._shut_idle()
             self._changed.notify_all()
 
+    def __del__(self) -> None:
+        for connection in getattr(self, "_idle", ()):  # not there if the constructor failed
+            connection.close()
+
     def _take(self) -> tuple[sqlite3.Connection, tuple[int, int] | None]:
         if self._pid != os.getpid():
             self.after_fork_in_child()
         file = self._identity()
         with self._changed:
+            if self.path is None and threading.get_ident() in self._users:
+                raise StoreError(f"{self.name} is in use by this very thread (a signal handler?)", retry=True)
             while self._paused or (self.path is None and self._users and not self._closed):
                 self._changed.wait()
             if self._closed:

@@ -193,10 +193,15 @@ class Store:
         return count
 
     def _shrink(self) -> None:
-        """Give pages that are free back to the disk, but for a reserve that the next traces will need."""
-        if self.path is None:
-            return
-        more = True
+        """Rewrite the token index if need be, and give free pages back to the disk."""
+        with self._reading() as connection:
+            more = retention.littered(connection)
+        first = True
+        while more:
+            with self._writing() as connection:
+                more = retention.merge(connection, first)
+            first = False
+        more = self.path is not None
         while more:
             with self._pool.connection() as connection:
                 more = retention.vacuum(connection)
@@ -264,6 +269,7 @@ class Store:
         with self._reading() as connection:
             found = reader.counts(connection) | {"size_bytes": retention.used(connection)}
             waiting = outbox.stats(connection)
+        found["file_bytes"] = sum(os.path.getsize(name) for name in self._files() if os.path.exists(name))
         found |= {"waiting": waiting.waiting, "dead": waiting.dead, "oldest_waiting_ns": waiting.oldest_ns}
         return found | {"purged": 0, "purged_undelivered": 0} | self._counts
 
@@ -318,6 +324,9 @@ class Store:
         """Give a lease back, if this owner has it."""
         with self._writing() as connection:
             outbox.release(connection, name, owner)
+
+    def _files(self) -> list[str]:
+        return [] if self.path is None else [self.path, f"{self.path}-wal"]
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from tracemw.errors import StoreError
+from tracemw.errors import FilterError, StoreError, TracemwError
 
 # Parts of SQLite's messages (its numeric codes reach Python from 3.11 on) -> our text, worth retrying.
 _TEXTS: tuple[tuple[str, str, bool], ...] = (
@@ -22,9 +20,21 @@ _TEXTS: tuple[tuple[str, str, bool], ...] = (
 )
 
 
-def explained(error: sqlite3.Error, path: str) -> StoreError:
+# What a filter can bring about that is well-formed.
+_FILTERS = (
+    ("user-defined function", "RLIKE takes too long on so many traces: narrow the search by time, or use LIKE"),
+    ("too complex", "the pattern is too complex: write a shorter one"),
+    ("too large", "the filter has too many conditions: values for one field go into a list: IN ('a', 'b')"),
+    ("stack overflow", "the filter has too many parentheses inside one another"),
+)
+
+
+def explained(error: sqlite3.Error, path: str) -> TracemwError:
     """Return the error to raise instead of SQLite's."""
     message = str(error).lower()
+    for part, text in _FILTERS:
+        if part in message:
+            return FilterError(text)
     for part, text, retry in _TEXTS:
         if part in message:
             return StoreError(text.format(path=path, error=error), retry=retry)
@@ -51,12 +61,3 @@ def missing_folder(path: str) -> StoreError:
 def unwritable(path: str) -> StoreError:
     """Return the error for a file that this user may not write."""
     return StoreError(f"{path} cannot be written: make the file and its directory writable for this user")
-
-
-@contextmanager
-def explaining(path: str) -> Iterator[None]:
-    """Turn SQLite's errors inside the block into StoreErrors."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise explained(error, path) from error

@@ -73,7 +73,8 @@ def source(connection: sqlite3.Connection, where: Where | None) -> tuple[str, st
         return "traces AS t", "1", []
     if where.match is not None and tokens.current(connection):
         tables = "tokens CROSS JOIN traces AS t ON t.start_key = tokens.rowid"
-        return tables, f"tokens MATCH ? AND ({where.sql})", [where.match, *where.params]
+        sql = where.sql.replace(KEY, "tokens.rowid")  # the same number; FTS5 then skips words outside of a time
+        return tables, f"tokens MATCH ? AND ({sql})", [where.match, *where.params]
     return "traces AS t", f"({where.sql})", list(where.params)
 
 

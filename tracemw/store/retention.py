@@ -12,8 +12,14 @@ from .codec import TRACE_FIELDS, trace_row
 CHUNK_TRACES = 500
 CHUNK_SPANS = 5000
 VACUUM_PAGES = 1000
+MERGE_PAGES = 200
+LITTER = 4  # the token index is rewritten when one trace was removed for so many that are left
 RESERVE = 20  # one part in so many of the file may be free pages, for the next traces
 
+_COUNT_REMOVED = """
+INSERT INTO facts (name, value) VALUES ('removed', ?)
+ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + excluded.value
+"""
 _DELIVERED = "NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.trace = t.id)"
 
 
@@ -26,6 +32,7 @@ def remove(connection: sqlite3.Connection, ids: list[int]) -> int:
         rows = connection.execute(f"SELECT start_key, words, {fields} FROM traces WHERE id {among}", (chosen,))
         documents = sorted((key, tokens.document(trace_row(values), words)) for key, words, *values in rows)
         tokens.remove(connection, documents)
+        connection.execute(_COUNT_REMOVED, (len(ids),))
     else:
         tokens.outdate(connection)
     connection.execute(f"DELETE FROM spans WHERE trace {among}", (chosen,))
@@ -110,3 +117,28 @@ def vacuum(connection: sqlite3.Connection) -> bool:
     # It does one page at each step, and CPython 3.11 takes but one step of a statement without columns.
     connection.executescript(f"PRAGMA incremental_vacuum({min(surplus, VACUUM_PAGES)})")
     return surplus > VACUUM_PAGES
+
+
+def littered(connection: sqlite3.Connection) -> bool:
+    """True where removed traces take much of the token index: FTS5 notes their removal beside their words."""
+    if not tokens.current(connection):
+        return False
+    removed = connection.execute("SELECT value FROM facts WHERE name = 'removed'").fetchone()
+    traces = connection.execute("SELECT count(*) FROM traces").fetchone()[0]
+    return removed is not None and int(removed[0]) * LITTER > int(traces)
+
+
+def merge(connection: sqlite3.Connection, first: bool) -> bool:
+    """Do a part of rewriting the token index without what was removed; False when it is done.
+
+    Args:
+        first: This is the first part (FTS5's `merge` command says so by the sign, and by the rows that it changed
+            whether there was something to do).
+    """
+    before = connection.total_changes
+    pages = -MERGE_PAGES if first else MERGE_PAGES
+    connection.execute("INSERT INTO tokens (tokens, rank) VALUES ('merge', ?)", (pages,))
+    if connection.total_changes - before >= 2:
+        return True
+    connection.execute("UPDATE facts SET value = 0 WHERE name = 'removed'")
+    return False

@@ -46,6 +46,7 @@ def prepare(connection: sqlite3.Connection, name: str, writable: bool) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA temp_store=MEMORY")
     connection.execute("PRAGMA cache_size=-16000")
+    connection.execute("PRAGMA journal_size_limit=67108864")
     version = _version(connection, name)
     if version < VERSION:
         if not writable:
