@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tracemw import guard, pipeline
-from tracemw.pipeline.writer import Pipeline, Sink
 from tracemw.settings import DEFAULT_DESTINATION, Settings, from_environment
+
+if TYPE_CHECKING:
+    from tracemw.pipeline.writer import Pipeline, Sink
 
 logger = logging.getLogger("tracemw")
 
@@ -127,6 +129,8 @@ def overridden(**options: Any) -> Iterator[Settings]:
 
 def make_pipeline(settings: Settings) -> Pipeline:
     """Make the pipeline that the settings ask for."""
+    from tracemw.pipeline.writer import Pipeline  # with the store: not for those who only import us
+
     return Pipeline(make_sink(settings), settings)
 
 

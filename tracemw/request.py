@@ -13,9 +13,9 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode
 
 from tracemw.bodies import REQUEST, RESPONSE, Tee
+from tracemw.failure import EVENT, MESSAGE, TYPE
 from tracemw.guard import guarded
 from tracemw.logging import describe
-from tracemw.pipeline.encode import mirrored
 from tracemw.record import TraceRecord
 
 # Under this key of the scope or environ stands the request's trace: whoever finds it there enriches it.
@@ -244,8 +244,15 @@ class RequestTrace:
         return isinstance(exc, ConnectionError) or type(exc).__name__ in ("ClientDisconnect", "ClientDisconnected")
 
     def _error_text(self) -> str | None:
-        exc = self._exception
-        return None if exc is None else f"{type(exc).__name__}: {exc}"
+        exc, answered = self._exception, self._answered()
+        if exc is not None:
+            return f"{type(exc).__name__}: {exc}"
+        return None if answered is None else f"{answered[TYPE]}: {answered[MESSAGE]}"
+
+    def _answered(self) -> Mapping[str, Any] | None:
+        """Return the exception of the traced handler that was answered with a server error, if there was one."""
+        failed = self._exception is None and self.status is not None and self.status >= 500
+        return self.record.failure if failed else None
 
     # What it was.
 
@@ -267,12 +274,22 @@ class RequestTrace:
         if self.response_body is not None:
             attributes.update(self.response_body.attributes(RESPONSE))
         if record.error:
-            exc = self._exception
-            attributes["error.type"] = _type_name(exc) if exc is not None else str(self.status or "no_response")
+            exc, answered = self._exception, self._answered()
+            if answered is not None and self._span.is_recording():
+                self._span.add_event(EVENT, answered)
+            attributes["error.type"] = (
+                _type_name(exc)
+                if exc is not None
+                else answered[TYPE]
+                if answered is not None
+                else str(self.status or "no_response")
+            )
 
     @guarded()
     def _mirror(self, record: TraceRecord) -> None:
         """Put the facts onto the root span, last, since the SDK evicts the oldest attributes."""
+        from tracemw.pipeline.encode import mirrored
+
         span = self._span
         if not span.is_recording():
             return

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from tracemw.errors import StoreError
+from tracemw.pipeline.retention import Retention
 from tracemw.pipeline.target import masked
 from tracemw.store import Store, open_store
 
@@ -34,10 +35,10 @@ class StoreSink:
     def __init__(self, url: str, destination: str | None, settings: Settings) -> None:
         self.url = url
         self.destination = destination
-        self._settings = settings
         self._store: Store | None = None
         self._deliverer: Deliverer | None = None
         self._writes = 0
+        self._retention = Retention(settings)
 
     @property
     def store(self) -> Store:
@@ -59,6 +60,7 @@ class StoreSink:
         """Store rows; those for a remote destination are queued for delivery in the same transaction."""
         store = self.store
         store.write(traces, spans, outbox=self.destination is not None)
+        self._retention.look(store)
         if self.destination is None:
             return
         self._deliver().notify()
@@ -96,6 +98,7 @@ class StoreSink:
         """Stop delivery, close the store's connections. What was not delivered stays in the store."""
         if self._deliverer is not None:
             self._deliverer.close()
+        self._retention.close()
         store, self._store = self._store, None
         if store is not None:
             store.close()
