@@ -50,7 +50,7 @@ def put(pipeline: Pipeline, number: int) -> TraceRecord:
         child = tracer.start_span("child", context=set_span_in_context(root))
         child.end()
         pipeline.put(record, child)  # type: ignore[arg-type]
-    record.name, record.start_ns, record.end_ns = "root", 1, 2
+    record.name, record.start_ns, record.end_ns = "root", time.time_ns(), time.time_ns()
     root.end()
     record.on_change = lambda changed: pipeline.put(changed, None)
     pipeline.put(record, root)  # type: ignore[arg-type]
