@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +17,7 @@ import pytest
 
 import tracemw
 from tests import servers
-from tests.servers import Answer, Server
+from tests.servers import ROOT, Answer, Server
 
 IDENTITY = {"X-Request-ID": "req-abc-123", "X-Session-ID": "s-1", "X-User-ID": "jane"}
 RELEASE = {
@@ -78,6 +83,12 @@ def tree(trace: tracemw.Trace) -> dict[str, Any]:
     return below(None)
 
 
+def encloses(outer: tracemw.Span, inner: tracemw.Span) -> bool:
+    """Whether one span lasted at least as long as another at both ends."""
+    assert outer.end_time_ns is not None and inner.end_time_ns is not None
+    return outer.start_time_ns <= inner.start_time_ns and outer.end_time_ns >= inner.end_time_ns
+
+
 def check_facts(trace: tracemw.Trace) -> None:
     """What holds for every traced request: who asked, and which release answered."""
     metadata = trace.info.trace_metadata
@@ -134,11 +145,11 @@ def test_chat_stream_lasts_until_the_last_token(url: str) -> None:
         trace = running.only_trace()
     events = answer.text.strip().split("\n\n")
     assert events[-1] == "data: [DONE]"
-    root = next(span for span in trace.data.spans if span.parent_id is None)
     spans = {span.name: span for span in trace.data.spans}
     assert set(spans) == {"POST /chat/stream", "chat_stream", "retrieve", "generate"}
     assert spans["generate"].outputs.startswith("You asked: What is a span?")
-    assert root.end_time_ns >= spans["generate"].end_time_ns > spans["generate"].start_time_ns
+    assert encloses(spans["POST /chat/stream"], spans["generate"])
+    assert not encloses(spans["chat_stream"], spans["generate"])
     check_facts(trace)
 
 
@@ -204,7 +215,7 @@ def test_shop_generator_response(url: str) -> None:
     spans = {span.name: span for span in trace.data.spans}
     assert set(spans) == {"GET /orders.csv", "export", "rows"}
     assert spans["rows"].outputs == 21
-    assert spans["GET /orders.csv"].end_time_ns >= spans["rows"].end_time_ns
+    assert encloses(spans["GET /orders.csv"], spans["rows"])
     check_facts(trace)
 
 
@@ -249,3 +260,31 @@ def test_both_applications_share_one_file(url: str) -> None:
     found = {trace.info.client_request_id for trace in tracemw.search_traces(max_results=1000)}
     assert found == {f"req-{number}" for number in range(requests)}
     assert "locked" not in logs
+
+
+def test_the_demo_ends_well(tmp_path: Path) -> None:
+    """It sends traffic to four real servers, finds every request, shows a tree and compares the versions."""
+    command = [sys.executable, "-m", "example_apps.demo", str(tmp_path / "demo")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"All \d{3} requests are in the store", done.stdout)
+    assert re.search(r"└─ .*generate", done.stdout)
+    assert all(f"\n{version}" in done.stdout for version in ("1.4.0", "1.5.0"))
+    assert "Look further" in done.stdout
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_server(tmp_path: Path, sig: signal.Signals) -> None:
+    """Ctrl-C in mid-traffic: a message, an exit code, and nothing listens any more."""
+    command = [sys.executable, "-m", "example_apps.demo", str(tmp_path / "demo")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        ports: list[str] = []
+        while len(ports) < 4:
+            ports += re.findall(r"http://127\.0\.0\.1:(\d+)", demo.stdout.readline())
+        demo.send_signal(sig)
+        _, message = demo.communicate(timeout=60)
+    assert (demo.returncode, message.strip()) == (1, "demo failed: interrupted; the servers are stopped")
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(port)), timeout=5)

@@ -98,7 +98,7 @@ def test_the_wheel_runs_where_nothing_else_is(built: dict[str, Path], tmp_path: 
     command = [str(python.with_name("tracemw")), "search", "--json"]
     env = clean_environment({"TRACEMW_DESTINATION": url})
     found = json.loads(subprocess.run(command, env=env, capture_output=True, check=True, timeout=60).stdout)
-    assert len(found) == 2
+    assert len(found["traces"]) == 2
 
 
 def check_bare_package(python: Path, elsewhere: Path) -> None:

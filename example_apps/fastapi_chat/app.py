@@ -108,7 +108,7 @@ async def document(title: str) -> dict[str, str]:
 @app.get("/summary")
 @tracemw.trace
 async def summary() -> dict[str, int]:
-    """The slow one: `tracemw search "attributes.execution_time_ms > 250"` finds it."""
+    """The slow one: `tracemw search "execution_time > 250ms"` finds it."""
     await asyncio.sleep(0.3)
     return {"documents": len(model.LIBRARY)}
 
