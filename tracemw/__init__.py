@@ -1,6 +1,6 @@
 """Tracing of ASGI and WSGI applications, on OpenTelemetry, with MLflow's tracing API.
 
-A name is imported from its module when it is first used: an application pays for what it uses, not for what there is.
+A name is imported from its module when it is first used: an application pays for what it uses only.
 """
 
 from __future__ import annotations
