@@ -29,7 +29,7 @@ from tracemw._classes import (
     short_name,
     type_name,
 )
-from tracemw._redact import MASK, redact_text
+from tracemw._redact import MASK
 
 if TYPE_CHECKING:
     from tracemw.capture import Walk
@@ -253,7 +253,9 @@ def _path(walk: Walk, value: Any, depth: int) -> str:
 
 
 def _printed(walk: Walk, value: Any, depth: int) -> str:
-    return walk.text(redact_text(str(value), walk.redactor))  # addresses of services hold passwords
+    from tracemw._redact_text import mask_secrets
+
+    return walk.text(mask_secrets(str(value), walk.redactor))  # addresses of services hold passwords
 
 
 def _message(walk: Walk, value: Any, depth: int) -> str:

@@ -1,18 +1,32 @@
-"""Spans as plain values, and what they are made of. Published by `tracemw.entities`."""
+"""A span as a plain value. Published by `tracemw.entities`."""
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum, IntEnum
 from typing import Any, Final, NoReturn
 
-from tracemw.errors import TracemwError
-from tracemw.failure import EVENT, exception_attributes
+from tracemw._span_parts import (
+    EntityError,
+    Link,
+    SpanEvent,
+    SpanLogLevel,
+    SpanStatus,
+    SpanStatusCode,
+    SpanType,
+)
+
+__all__ = [
+    "EntityError",
+    "Link",
+    "Span",
+    "SpanEvent",
+    "SpanLogLevel",
+    "SpanStatus",
+    "SpanStatusCode",
+    "SpanType",
+]
 
 REQUEST_ID: Final = "mlflow.traceRequestId"
 SPAN_TYPE: Final = "mlflow.spanType"
@@ -25,156 +39,111 @@ _ENDED_EARLY: Final = frozenset({"cancelled", "interrupted", "disconnected"})
 _STATUS_PREFIX: Final = "STATUS_CODE_"
 
 
-class EntityError(TracemwError, ValueError):
-    """A value that an entity cannot have, or a dictionary or text that describes none."""
-
-
-class SpanType:
-    """The types of spans that MLflow knows; any other string is a type, too."""
-
-    LLM = "LLM"
-    CHAIN = "CHAIN"
-    AGENT = "AGENT"
-    TOOL = "TOOL"
-    CHAT_MODEL = "CHAT_MODEL"
-    RETRIEVER = "RETRIEVER"
-    PARSER = "PARSER"
-    EMBEDDING = "EMBEDDING"
-    RERANKER = "RERANKER"
-    MEMORY = "MEMORY"
-    UNKNOWN = "UNKNOWN"
-    WORKFLOW = "WORKFLOW"
-    TASK = "TASK"
-    GUARDRAIL = "GUARDRAIL"
-    EVALUATOR = "EVALUATOR"
-
-
-class SpanLogLevel(IntEnum):
-    """How much a span matters."""
-
-    DEBUG = 10
-    INFO = 20
-    WARNING = 30
-    ERROR = 40
-    CRITICAL = 50
-
-
-class SpanStatusCode(str, Enum):
-    """How a span went; OpenTelemetry's codes."""
-
-    UNSET = "UNSET"
-    OK = "OK"
-    ERROR = "ERROR"
-
-
-@dataclass
-class SpanStatus:
-    """How a span went, and what went wrong.
-
-    Args:
-        status_code: A `SpanStatusCode` or its name.
-        description: What went wrong.
-
-    Raises:
-        EntityError: There is no such code.
-    """
-
-    status_code: SpanStatusCode
-    description: str = ""
-
-    def __init__(self, status_code: SpanStatusCode | str, description: str = "") -> None:
-        try:
-            self.status_code = SpanStatusCode(status_code)
-        except ValueError:
-            raise EntityError(
-                f"{status_code} is not a valid SpanStatusCode value: use UNSET, OK or ERROR."
-            ) from None
-        self.description = description
-
-
-@dataclass
-class SpanEvent:
-    """Something that happened at one moment of a span.
-
-    Args:
-        name: What happened.
-        timestamp: Nanoseconds since the epoch; now, if not given.
-        attributes: Strings, numbers, booleans, or lists of one of them.
-    """
-
-    name: str
-    timestamp: int = field(default_factory=time.time_ns)
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_exception(cls, exception: BaseException) -> SpanEvent:
-        """The event that records an exception: its message, type and stack trace."""
-        return cls(EVENT, attributes=dict(exception_attributes(exception)))
-
-    def json(self) -> dict[str, Any]:
-        """The event as a dictionary with its attributes as JSON text, None if it has none."""
-        attributes = json.dumps(self.attributes, default=str) if self.attributes else None
-        return {"name": self.name, "timestamp": self.timestamp, "attributes": attributes}
-
-
-@dataclass
-class Link:
-    """A relation to a span of another trace.
-
-    Args:
-        trace_id: `tr-` and 32 hexadecimal digits.
-        span_id: 16 hexadecimal digits.
-        attributes: What kind of relation it is.
-    """
-
-    trace_id: str
-    span_id: str
-    attributes: dict[str, Any] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The link as a dictionary."""
-        return {"trace_id": self.trace_id, "span_id": self.span_id, "attributes": self.attributes}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Link:
-        """The link that `to_dict` wrote."""
-        return cls(data["trace_id"], data["span_id"], data.get("attributes"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A span as it was recorded.
+    """A span as it was recorded: it does not change, can be copied and compared, and is no dictionary.
 
-    Attributes:
-        trace_id: `tr-` and 32 hexadecimal digits.
-        span_id: 16 hexadecimal digits.
-        parent_id: The id of the parent span; None for a root.
-        name: The name; `name_1`, `name_2` where several spans of the trace have the same one.
-        original_name: The name without such a suffix, as the store and the search know it.
-        start_time_ns: Nanoseconds since the epoch.
-        end_time_ns: None while the span is open.
-        status: OK where the span ended without an error; UNSET while it is open or if it was cancelled.
-        attributes: All attributes, decoded from JSON where they were encoded.
-        kind: OpenTelemetry's kind: INTERNAL, SERVER, CLIENT, PRODUCER or CONSUMER.
-        scope: The name of the instrumentation that made the span.
+    `LiveSpan` is a span, too: what is said here of attributes and dictionaries holds for it by the same code.
     """
 
-    trace_id: str
-    span_id: str
-    name: str
-    start_time_ns: int
-    parent_id: str | None = None
-    original_name: str = ""
-    end_time_ns: int | None = None
-    status: SpanStatus = field(default_factory=lambda: SpanStatus(SpanStatusCode.UNSET))
-    attributes: dict[str, Any] = field(default_factory=dict)
-    events: list[SpanEvent] = field(default_factory=list)
-    links: list[Link] = field(default_factory=list)
-    kind: str = field(default="INTERNAL", compare=False)
-    scope: str | None = field(default=None, compare=False)
+    __slots__ = ("_facts", "__weakref__")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "original_name", self.original_name or self.name)
+    def __init__(
+        self,
+        *,
+        trace_id: str,
+        span_id: str,
+        name: str,
+        start_time_ns: int,
+        parent_id: str | None = None,
+        original_name: str = "",
+        end_time_ns: int | None = None,
+        status: SpanStatus | None = None,
+        attributes: dict[str, Any] | None = None,
+        events: list[SpanEvent] | None = None,
+        links: list[Link] | None = None,
+        kind: str = "INTERNAL",
+        scope: str | None = None,
+    ) -> None:
+        self._facts: dict[str, Any] = {
+            "trace_id": trace_id,
+            "span_id": span_id,
+            "parent_id": parent_id,
+            "name": name,
+            "original_name": original_name or name,
+            "start_time_ns": start_time_ns,
+            "end_time_ns": end_time_ns,
+            "status": SpanStatus(SpanStatusCode.UNSET) if status is None else status,
+            "attributes": attributes or {},
+            "events": events or [],
+            "links": links or [],
+            "kind": kind,
+            "scope": scope,
+        }
+
+    @property
+    def trace_id(self) -> str:
+        """`tr-` and 32 hexadecimal digits."""
+        return self._facts["trace_id"]  # type: ignore[no-any-return]
+
+    @property
+    def span_id(self) -> str:
+        """16 hexadecimal digits."""
+        return self._facts["span_id"]  # type: ignore[no-any-return]
+
+    @property
+    def parent_id(self) -> str | None:
+        """The id of the parent span; None for a root."""
+        return self._facts["parent_id"]  # type: ignore[no-any-return]
+
+    @property
+    def name(self) -> str:
+        """The name; `name_1`, `name_2` where several spans of the trace have the same one."""
+        return self._facts["name"]  # type: ignore[no-any-return]
+
+    @property
+    def original_name(self) -> str:
+        """The name without such a suffix, as the store and the search know it."""
+        return self._facts["original_name"]  # type: ignore[no-any-return]
+
+    @property
+    def start_time_ns(self) -> int:
+        """When it began, in nanoseconds since the epoch."""
+        return self._facts["start_time_ns"]  # type: ignore[no-any-return]
+
+    @property
+    def end_time_ns(self) -> int | None:
+        """When it ended; None while it is open."""
+        return self._facts["end_time_ns"]  # type: ignore[no-any-return]
+
+    @property
+    def status(self) -> SpanStatus:
+        """OK where it ended without an error; UNSET while it is open or if it was cancelled."""
+        return self._facts["status"]  # type: ignore[no-any-return]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """All attributes, decoded from JSON where they were encoded."""
+        return dict(self._facts["attributes"])
+
+    @property
+    def events(self) -> list[SpanEvent]:
+        """What happened at one moment each."""
+        return list(self._facts["events"])
+
+    @property
+    def links(self) -> list[Link]:
+        """Relations to spans of other traces."""
+        return list(self._facts["links"])
+
+    @property
+    def kind(self) -> str:
+        """OpenTelemetry's kind: INTERNAL, SERVER, CLIENT, PRODUCER or CONSUMER."""
+        return self._facts["kind"]  # type: ignore[no-any-return]
+
+    @property
+    def scope(self) -> str | None:
+        """The name of the instrumentation that made it."""
+        return self._facts["scope"]  # type: ignore[no-any-return]
 
     @property
     def request_id(self) -> str:
@@ -184,42 +153,48 @@ class Span:
     @property
     def inputs(self) -> Any:
         """The inputs, decoded; None if none were recorded."""
-        return self.attributes.get(INPUTS)
+        return self.get_attribute(INPUTS)
 
     @property
     def outputs(self) -> Any:
         """The outputs, decoded; None if none were recorded."""
-        return self.attributes.get(OUTPUTS)
+        return self.get_attribute(OUTPUTS)
 
     @property
     def span_type(self) -> str:
         """One of `SpanType`, or a word of your own; UNKNOWN where nobody said."""
-        return self.attributes.get(SPAN_TYPE) or SpanType.UNKNOWN
+        return self.get_attribute(SPAN_TYPE) or SpanType.UNKNOWN
 
     @property
     def log_level(self) -> SpanLogLevel | None:
         """How much the span matters, if it was said."""
-        level = self.attributes.get("mlflow.spanLogLevel")
+        level = self.get_attribute("mlflow.spanLogLevel")
         return SpanLogLevel(level) if level in list(SpanLogLevel) else None
 
     @property
     def description(self) -> str | None:
         """What the span is about, if it was said."""
-        return self.attributes.get("mlflow.spanDescription")
+        return self.get_attribute("mlflow.spanDescription")  # type: ignore[no-any-return]
 
     @property
     def model_name(self) -> str | None:
         """The language model that was called."""
-        return self.attributes.get("mlflow.llm.model")
+        return self.get_attribute("mlflow.llm.model")  # type: ignore[no-any-return]
 
     @property
     def llm_cost(self) -> dict[str, float] | None:
         """What the call of a language model cost: `input_cost`, `output_cost`, `total_cost` in USD."""
-        return self.attributes.get("mlflow.llm.cost")
+        return self.get_attribute("mlflow.llm.cost")  # type: ignore[no-any-return]
 
     def get_attribute(self, key: str) -> Any:
         """An attribute, decoded; None if there is none."""
         return self.attributes.get(key)
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_dict() == other.to_dict() if isinstance(other, Span) else NotImplemented
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Span.from_dict, (self.to_dict(),)
 
     def __hash__(self) -> int:
         return hash((self.trace_id, self.span_id))
@@ -399,12 +374,16 @@ def _encoded(value: Any) -> str:
 
 
 def _to_base64(digits: str) -> str:
+    import base64
+
     return base64.b64encode(bytes.fromhex(digits)).decode("ascii")
 
 
 def _to_hex(text: str, length: int) -> str:
     """An id in hexadecimal digits, given so (perhaps with a prefix), or in base64."""
-    digits = _PREFIX.sub("", text)
+    import base64
+
+    digits = re.sub(_PREFIX, "", text)
     if len(digits) != length:  # no id has as many digits in base64
         digits = base64.b64decode(text, validate=True).hex()
     if len(digits) != length:
@@ -412,4 +391,4 @@ def _to_hex(text: str, length: int) -> str:
     return f"{int(digits, 16):0{length}x}"
 
 
-_PREFIX: Final = re.compile(r"(?:trace:/.*/|tr-|0x)")
+_PREFIX: Final = r"\A(?:trace:/.*/|tr-|0x)"

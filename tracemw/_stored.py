@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from tracemw._span_entities import REQUEST_ID, Link, Span, SpanEvent, decoded, shown_status
@@ -38,8 +37,11 @@ def spans_of(stored: StoredTrace, suffixes: bool) -> list[Span]:
     depth = _depths(stored.spans)
     root_id = _root_id(stored)
     rows = sorted(stored.spans, key=lambda row: (row.span_id != root_id, row.start_ns, depth[row.span_id]))
-    spans = [_span(row, stored.row.outcome if row.span_id == root_id else None) for row in rows]
-    return _with_suffixes(spans) if suffixes else spans
+    names = [row.name for row in rows]
+    return [
+        _span(row, name, stored.row.outcome if row.span_id == root_id else None)
+        for row, name in zip(rows, _numbered(names) if suffixes else names, strict=True)
+    ]
 
 
 def _root_id(stored: StoredTrace) -> str | None:
@@ -66,14 +68,15 @@ def _depths(rows: Sequence[SpanRow]) -> dict[str, int]:
     return depths
 
 
-def _span(row: SpanRow, outcome: str | None) -> Span:
+def _span(row: SpanRow, name: str, outcome: str | None) -> Span:
     trace_id, attributes = f"tr-{row.trace_id}", json.loads(row.attributes)
     end = row.end_ns or None
     return Span(
         trace_id=trace_id,
         span_id=row.span_id,
         parent_id=row.parent_id,
-        name=row.name,
+        name=name,
+        original_name=row.name,
         start_time_ns=row.start_ns,
         end_time_ns=end,
         status=shown_status(row.status, row.status_message, end, attributes.get("tracemw.outcome", outcome)),
@@ -91,17 +94,14 @@ def _span(row: SpanRow, outcome: str | None) -> Span:
     )
 
 
-def _with_suffixes(spans: list[Span]) -> list[Span]:
-    """Number the spans that share a name, in their order."""
-    shared = {name for name, count in Counter(span.name for span in spans).items() if count > 1}
-    used: Counter[str] = Counter()
-    named: list[Span] = []
-    for span in spans:
-        if span.name in shared:
-            used[span.name] += 1
-            span = replace(span, name=f"{span.name}_{used[span.name]}", original_name=span.name)
-        named.append(span)
-    return named
+def _numbered(names: list[str]) -> list[str]:
+    """The names; those that occur more than once with their number."""
+    count, used = Counter(names), Counter[str]()
+    numbered: list[str] = []
+    for name in names:
+        used[name] += 1
+        numbered.append(f"{name}_{used[name]}" if count[name] > 1 else name)
+    return numbered
 
 
 # Tokens and costs. A span that calls a model, and one around it that repeats the numbers, count once.

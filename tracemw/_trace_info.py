@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import Any, Final
 
-from tracemw._span_entities import EntityError
+from tracemw._span_parts import EntityError
 
 TOKEN_USAGE: Final = "mlflow.trace.tokenUsage"
 COST: Final = "mlflow.trace.cost"
@@ -237,7 +237,7 @@ class TraceInfo:
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_RFC3339: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[-+]\d\d:\d\d)")
+_RFC3339: Final = r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[-+]\d\d:\d\d)"
 
 
 def _to_rfc3339(milliseconds: int) -> str:
@@ -247,7 +247,7 @@ def _to_rfc3339(milliseconds: int) -> str:
 
 
 def _from_rfc3339(text: str) -> int:
-    found = _RFC3339.fullmatch(text)
+    found = re.fullmatch(_RFC3339, text)
     if not found:
         raise ValueError(f"{text!r} is no time such as 2026-11-20T17:58:53.123Z")
     moment = datetime.fromisoformat(found[1] + ("+00:00" if found[3] == "Z" else found[3]))

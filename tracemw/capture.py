@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
 from json.encoder import encode_basestring
 from typing import Any, Final, TypeAlias, TypeGuard
 
 from tracemw._capture_types import handler_of
 from tracemw._classes import type_name
-from tracemw._redact import DEFAULT_REDACT, DEFAULT_REDACTOR, Redactor, quote, redact_text
+from tracemw._redact import DEFAULT_REDACT, DEFAULT_REDACTOR, Redactor, quote
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -34,27 +33,37 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
 class Limits:
     """How much of a value is recorded; what is left out is always said in its place.
 
-    Attributes:
+    Args:
         depth: Containers within containers.
         items: Members of one container.
         nodes: Members of all containers together, so the bound on time.
         string: Characters of one string.
         chars: Characters of the JSON text.
+
+    Raises:
+        ValueError: `chars` leaves no room for saying what was left out.
     """
 
-    depth: int = 12
-    items: int = 1_000
-    nodes: int = 4_000
-    string: int = 32_768
-    chars: int = 131_072
+    __slots__ = ("chars", "depth", "items", "nodes", "string")
 
-    def __post_init__(self) -> None:
-        if self.chars < 2 * _MARKER:
-            raise ValueError(f"chars={self.chars} is too little, take at least {2 * _MARKER}.")
+    def __init__(
+        self,
+        depth: int = 12,
+        items: int = 1_000,
+        nodes: int = 4_000,
+        string: int = 32_768,
+        chars: int = 131_072,
+    ) -> None:
+        if chars < 2 * _MARKER:
+            raise ValueError(f"chars={chars} is too little, take at least {2 * _MARKER}.")
+        self.depth = depth
+        self.items = items
+        self.nodes = nodes
+        self.string = string
+        self.chars = chars
 
 
 # Room that must be left before a member is begun: it holds any number, or a marker instead of the member.
@@ -131,8 +140,23 @@ def _is_flat(values: Any, limits: Limits) -> bool:
     return all(type(number) is kind and _is_number(number) for number in values)
 
 
+def redact_text(text: str, redactor: Redactor | None = None) -> str:
+    """Masks the values of secret keys in text of any form, as well as can be done without knowing the form.
+
+    JSON members (at any depth, also of JSON that was cut off), `key=value` pairs of forms and query strings,
+    `Name: value` lines, multipart form fields and passwords in URLs are found; the rest is left as it is.
+
+    Args:
+        text: A query string, or the text of a body.
+        redactor: The keys to mask; those of `DEFAULT_REDACT` if None.
+    """
+    from tracemw._redact_text import mask_secrets
+
+    return mask_secrets(text, DEFAULT_REDACTOR if redactor is None else redactor)
+
+
 def redact_json_text(body: bytes | str, redactor: Redactor | None = None) -> str:
-    """The text of a body with its secrets masked, also where the body was cut off in the middle.
+    """The text of a body with its secrets masked, as `redact_text` does, also where it was cut in the middle.
 
     Args:
         body: JSON, a form, or text of any other kind; bytes are decoded as UTF-8.

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 
-@dataclass
+@dataclass(init=False)
 class TraceData:
     """The spans of a trace: the root first, then in order of their start."""
 
@@ -100,7 +100,7 @@ class TraceData:
         return json.dumps(root.attributes[key], ensure_ascii=False, default=str)
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """A trace: what is known about it as a whole, and its spans."""
 
