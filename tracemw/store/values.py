@@ -28,6 +28,7 @@ _UNITS: Final = {
 _AMOUNT: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z\u00b5\u03bc]+)")
 _NUMBER: Final = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4})?")
 _DURATION: Final = re.compile(r"(?:(?:\d+(?:\.\d*)?|\.\d+)\s*(?:ns|us|\u00b5s|\u03bcs|ms|min|s|m|h|d|w)\s*)+")
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _NOW: Final = re.compile(rf"now(?:\s*\(\s*\))?\s*(?:([+-])\s*({_DURATION.pattern}))?", re.IGNORECASE)
 
 
@@ -107,6 +108,30 @@ def time_of(text: str, value: Value, now_ms: int) -> Fraction:
         "expected a time: now - 1h, '2026-01-31', '2026-01-31T09:30:00Z', or milliseconds since 1970",
         value.place,
     )
+
+
+def seconds_of(text: str) -> float:
+    """Return a duration with a unit, such as `12h` or `7d`, in seconds.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not _DURATION.fullmatch(text.strip()):
+        raise ValueError(f"{text!r} is no duration: write 90s, 12h, 7d or 2w")
+    return float(_milliseconds(text) / 1000)
+
+
+def bytes_of(text: str) -> int:
+    """Return a size such as `500MB` or `2GiB` in bytes.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is no size: write 500MB or 2GiB")
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** " kmgt".index((found[2] or " ").lower()))
 
 
 def clamped(value: int) -> int:
