@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, overload
 
 from opentelemetry import context as otel_context
 
@@ -45,7 +45,12 @@ class TraceMiddleware:
             first request comes, it is logged instead, and nothing is traced.
     """
 
-    def __init__(self, app: ASGIApp, **options: Any) -> None:
+    # Starlette's type of middleware wants `app` without a name, its older versions pass it by name.
+    @overload
+    def __init__(self, app: ASGIApp, /, **options: Any) -> None: ...
+    @overload
+    def __init__(self, *, app: ASGIApp, **options: Any) -> None: ...
+    def __init__(self, app: ASGIApp, **options: Any) -> None:  # type: ignore[misc]  # no option is called app
         self.app = app
         self._options = options
         self._tracer: RequestTracer | None = None

@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tracemw import scope as scopes
 from tracemw import stamps
 from tracemw.binding import ArgumentNames
 from tracemw.errors import TracemwError
+from tracemw.failure import last_recorded
 from tracemw.guard import report
 from tracemw.scope import DESCRIPTION, FUNCTION_NAME, INPUTS, LOG_LEVEL, OUTPUTS, SPAN_TYPE, Runtime, Scope
+
+if TYPE_CHECKING:
+    from tracemw.record import TraceRecord
 
 F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, ..., Any] | staticmethod[..., Any]")
 
@@ -210,7 +214,16 @@ class Plan:
 class Call:
     """One call of a traced function."""
 
-    __slots__ = ("plan", "scope", "recording", "_inputs", "_is_handler", "_follows", "_capture_outputs")
+    __slots__ = (
+        "plan",
+        "scope",
+        "recording",
+        "_inputs",
+        "_is_handler",
+        "_is_main",
+        "_follows",
+        "_capture_outputs",
+    )
 
     def __init__(self, plan: Plan, scope: Scope, inputs: str | None, now: Runtime) -> None:
         self.plan = plan
@@ -219,24 +232,27 @@ class Call:
         self._inputs = inputs
         self._capture_outputs = now.capture_outputs
         self._is_handler = False
+        self._is_main = False
         self._follows = False
         record = scope.record
         if record.is_request and self.recording:
-            parent = scope.span.parent  # type: ignore[attr-defined]
-            if parent is not None:
-                above = record.parent_of_kept(parent.span_id)
-                self._is_handler = above == record.root_span_id or (plan.handler and record.inputs is None)
-            if self._is_handler:
-                # A stream that begins when the handler has returned is the body of the response.
-                self._follows = record.outputs is not None
-                if not now.processors:  # they may mask the inputs; what they leave is told at the end
-                    self._claim()
+            self._find_role(record)
+            # Processors may mask the inputs; what they leave is told at the end.
+            if self._is_handler and not now.processors and (record.inputs is None or self._is_main):
+                record.inputs = self._inputs
 
-    def _claim(self) -> None:
-        """Make this call the one that the request's previews tell of, unless another one is."""
-        record = self.scope.record
-        if record.inputs is None or self.plan.handler:
-            record.inputs = self._inputs
+    def _find_role(self, record: TraceRecord) -> None:
+        """Find out whether the request's previews tell of this call.
+
+        They tell of the handler, which the framework's adapter knows; without one, of a child of the root.
+        """
+        span: Any = self.scope.span
+        if self.plan.handler and not record.has_handler:
+            record.has_handler = self._is_handler = self._is_main = True
+        elif span.parent is not None and record.parent_of_kept(span.parent.span_id) == record.root_span_id:
+            self._is_handler = True
+            # A stream that begins when the handler has returned is the body of the response.
+            self._follows = record.outputs is not None
 
     def succeed(self, result: Any) -> None:
         """Leave and end the span of a call that returned."""
@@ -253,6 +269,8 @@ class Call:
             self.scope.leave()
             if self.recording:
                 self.scope.fail(exc)
+                if self._is_handler and isinstance(exc, Exception):
+                    self.scope.record.failure = last_recorded(self.scope.span)
                 self.scope.end()
         except Exception as failure:
             report("trace", failure)
@@ -284,7 +302,7 @@ class Call:
     def _tell_previews(self, span: Any) -> None:
         record = self.scope.record
         attributes = span.attributes
-        if record.inputs is None or record.inputs is self._inputs or self.plan.handler:
+        if record.inputs is None or record.inputs is self._inputs or self._is_main:
             record.inputs = attributes.get(INPUTS)
             record.outputs = attributes.get(OUTPUTS)
             record.changed()

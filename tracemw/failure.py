@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from typing import Any, Final
 
 from opentelemetry.trace import Status, StatusCode
@@ -58,6 +59,14 @@ def record_exception(span: Any, exc: BaseException) -> None:
     if not _is_recorded(span, attributes):
         span.add_event(EVENT, attributes)
     span.set_status(Status(StatusCode.ERROR, description(exc)))
+
+
+def last_recorded(span: Any) -> Mapping[str, Any] | None:
+    """Return the attributes of the last exception recorded on a span."""
+    for event in reversed(getattr(span, "events", None) or ()):
+        if event.name == EVENT:
+            return event.attributes  # type: ignore[no-any-return]
+    return None
 
 
 def _is_recorded(span: Any, attributes: dict[str, str]) -> bool:

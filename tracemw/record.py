@@ -58,9 +58,11 @@ class TraceRecord:
         "response_preview",
         "inputs",
         "outputs",
+        "has_handler",
         "state",
         "error",
         "outcome",
+        "failure",
         "attributes",
         "dropped_spans",
         "held_back",
@@ -87,9 +89,11 @@ class TraceRecord:
         self.response_preview: str | None = None
         self.inputs: str | None = None  # of the traced handler, JSON: what the preview is made of
         self.outputs: str | None = None
+        self.has_handler = False  # a call of what the framework registered for the request has begun
         self.state: str | None = None  # what the user set; wins over the computed one
         self.error = False
         self.outcome: str | None = None
+        self.failure: Mapping[str, Any] | None = None  # the exception that left the handler's span, as an event's
         self.attributes: dict[str, Any] = {}  # the root's, merged in when it is written
         self.dropped_spans: dict[int, int | None] | None = None  # span id -> parent of spans that are not kept
         self.held_back: list[ReadableSpan] | None = None  # spans waiting for the decision to keep the trace

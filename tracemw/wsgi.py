@@ -22,7 +22,7 @@ from tracemw.request import KEY, RequestTrace
 
 Environ = MutableMapping[str, Any]
 StartResponse = Callable[..., Any]
-WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+WSGIApp = Callable[..., Iterable[bytes]]  # environ and start_response, which everybody types in another way
 
 
 class WSGITraceMiddleware:

@@ -22,37 +22,33 @@ def handler(kind: str) -> Callable[..., Any]:
         with tracemw.start_span("inside"):
             return str(number * factor)
 
-    if kind == "sync":
+    def function(number: int) -> Any:
+        return {"answer": work(number)}
 
-        def answer(number: int) -> Any:
-            return {"answer": work(number)}
+    async def coroutine(number: int) -> Any:
+        return {"answer": work(number)}
 
-    elif kind == "async":
+    def generator(number: int) -> Any:
+        yield work(number)
+        yield "end"
 
-        async def answer(number: int) -> Any:
-            return {"answer": work(number)}
+    async def async_generator(number: int) -> Any:
+        yield work(number)
+        yield "end"
 
-    elif kind == "generator":
-
-        def answer(number: int) -> Any:
-            yield work(number)
-            yield "end"
-
-    else:
-
-        async def answer(number: int) -> Any:
-            yield work(number)
-            yield "end"
-
-    return answer
+    return {"sync": function, "async": coroutine, "generator": generator, "async generator": async_generator}[kind]
 
 
 def decorated(kind: str, route: Callable[..., Any], order: Sequence[str]) -> Any:
     """Put decorators on a handler, the last one named first."""
     made: Any = handler(kind)
     for name in reversed(order):
-        made = {"route": route, "trace": trace, **OTHERS}[name](made)
+        made = _decorators(route)[name](made)
     return made
+
+
+def _decorators(route: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    return {"route": route, "trace": trace, **OTHERS}
 
 
 class Site:
@@ -91,7 +87,7 @@ def fastapi_site(kind: str, order: Sequence[str], place: str = "app") -> Site:
 
     app = FastAPI()
     app.add_middleware(tracemw.TraceMiddleware)
-    options = {"response_class": StreamingResponse} if "generator" in kind else {}
+    options: dict[str, Any] = {"response_class": StreamingResponse} if "generator" in kind else {}
     if place == "app":
         decorated(kind, app.get("/items/{number}", **options), order)
         return Site(app, "GET /items/{number}")
@@ -130,7 +126,7 @@ def starlette_site(kind: str, order: Sequence[str]) -> Site:
 
     made: Any = responding(handler(kind))
     for name in reversed(order):
-        made = {"route": route, "trace": trace, **OTHERS}[name](made)
+        made = _decorators(route)[name](made)
     return Site(tracemw.TraceMiddleware(app), "GET /items/{number}")
 
 

@@ -47,9 +47,11 @@ def provider() -> TracerProvider:
     return made
 
 
-def asgi_handlers(app: Any) -> Any:
-    """Give a FastAPI application or router handlers."""
-    from fastapi import HTTPException
+def fastapi_app(**options: Any) -> Any:
+    """A FastAPI application."""
+    from fastapi import FastAPI, HTTPException
+
+    app = FastAPI(**options)
 
     @tracemw.trace(name="handler")
     @app.get("/items/{number}")
@@ -68,13 +70,6 @@ def asgi_handlers(app: Any) -> Any:
         raise HTTPException(418)
 
     return app
-
-
-def fastapi_app(**options: Any) -> Any:
-    """A FastAPI application."""
-    from fastapi import FastAPI
-
-    return asgi_handlers(FastAPI(**options))
 
 
 def starlette_app(prefix: str = "") -> Any:
@@ -223,7 +218,7 @@ def starlette_telemetry_outer() -> Any:
     """Starlette's own middleware outside of ours."""
     from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
 
-    app = starlette_app()
+    app: Any = starlette_app()
     app.add_middleware(tracemw.TraceMiddleware)
     app.add_middleware(OpenTelemetryMiddleware)
     return app

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tracemw
 from tests.adapters.apps import (
     ATTRIBUTES,
     Site,
@@ -20,34 +19,23 @@ from tests.adapters.apps import (
     werkzeug_site,
 )
 from tests.adapters.decorators import OTHERS
+from tests.adapters.trees import tree
 from tests.adapters.versions import FASTAPI, streams_generators
 from tracemw.testing import capture_traces
 
 SITES: dict[str, tuple[Callable[..., Site], tuple[str, ...]]] = {
     "fastapi": (fastapi_site, ("sync", "async", "generator", "async generator")),
-    "fastapi routers": (lambda *case: fastapi_site(*case, place="router"), ("sync", "async")),
+    "fastapi routers": (partial(fastapi_site, place="router"), ("sync", "async")),
     "starlette": (starlette_site, ("sync", "async")),
     "flask": (flask_site, ("sync", "async", "generator")),
-    "flask blueprints": (lambda *case: flask_site(*case, place="blueprint"), ("sync", "async")),
+    "flask blueprints": (partial(flask_site, place="blueprint"), ("sync", "async")),
     "werkzeug": (werkzeug_site, ("sync", "generator")),
-    "werkzeug functions": (lambda *case: werkzeug_site(*case, place="function"), ("sync", "generator")),
+    "werkzeug functions": (partial(werkzeug_site, place="function"), ("sync", "generator")),
 }
 
 orders = st.lists(st.sampled_from(sorted(OTHERS)), max_size=3).flatmap(
     lambda others: st.permutations(["route", "trace", *others])
 )
-
-
-def tree(trace: tracemw.Trace) -> dict[str, Any]:
-    """Names of spans in one another."""
-    spans = trace.data.spans
-    ids = {span.span_id for span in spans}
-    assert all(span.parent_id is None or span.parent_id in ids for span in spans), "an orphan"
-
-    def below(parent: str | None) -> dict[str, Any]:
-        return {span.name: below(span.span_id) for span in spans if span.parent_id == parent}
-
-    return below(None)
 
 
 def check(site: Site, where: str) -> None:
