@@ -15,12 +15,13 @@ from tracemw._classes import (
     GetSet,
     Slot,
     bases_of,
+    dictionary_of,
     exported,
     find,
     is_derived,
     module_of,
+    ordinary,
     origin,
-    own_attributes,
 )
 from tracemw._redact import MASK
 
@@ -87,11 +88,12 @@ def _is_hidden(info: Any) -> bool:
 
 def _handler(cls: Class, fields: dict[str, bool]) -> Handler:
     slots = {name: slot.__get__ for name in fields if type(slot := find(cls, name)) is Slot}
+    dictionary = dictionary_of(cls)
     extra = find(cls, "__pydantic_extra__")
     is_root_model = find(cls, "__pydantic_root_model__") is True
 
     def handler(walk: Walk, value: Any, depth: int) -> str:
-        found = own_attributes(value)
+        found = ordinary(dictionary(value)) if dictionary else {}
         for name, slot in slots.items():
             with suppress(AttributeError):  # a slot that was never set
                 found[name] = slot(value)

@@ -74,10 +74,19 @@ def is_derived(cls: Class, base: Class) -> bool:
     return id(base) in map(id, bases_of(cls))
 
 
+def dictionary_of(cls: Class) -> Callable[[Any], dict[Any, Any]] | None:
+    """What gives the dictionary of an instance; None if there is none, or the class put code in its place."""
+    descriptor = find(cls, "__dict__")
+    return descriptor.__get__ if type(descriptor) is GetSet else None
+
+
 def own_attributes(value: Any) -> dict[str, Any]:
     """The instance's attributes with ordinary names, as far as the instance keeps them in a dictionary."""
-    descriptor = find(type(value), "__dict__")
-    if type(descriptor) is not GetSet:  # none, or the class put code in its place
-        return {}
-    pairs = islice(dict.items(descriptor.__get__(value)), 2 * MOST_FIELDS)
+    dictionary = dictionary_of(type(value))
+    return ordinary(dictionary(value)) if dictionary else {}
+
+
+def ordinary(attributes: dict[Any, Any]) -> dict[str, Any]:
+    """The members whose names are strings, of a dictionary that may be of any subclass."""
+    pairs = islice(dict.items(attributes), 2 * MOST_FIELDS)
     return {name: item for name, item in pairs if type(name) is str}
