@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from importlib import metadata
 from typing import Any, Final, NoReturn
 
 import click
@@ -28,6 +29,13 @@ _GROUPS: Final = 50  # lines of a comparison for people
 _BEGINS: Final = "SELECT trace_id FROM traces WHERE trace_id >= ? AND trace_id < ? ORDER BY trace_id LIMIT ?"
 
 
+def _version() -> str:
+    try:
+        return metadata.version("tracemw")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
 class _Commands(click.Group):
     """Turns what may go wrong into a line on stderr and an exit code."""
 
@@ -41,7 +49,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="tracemw")
+@click.version_option(_version())
 def cli() -> None:
     """Search, show and compare the traces of your application.
 
@@ -359,26 +367,9 @@ def doctor(store_url: str | None, as_json: bool) -> None:
     if as_json:
         _print_json(report.as_dict())
     else:
-        screen = screen_of()
-        for heading, facts in report.facts.items():
-            _print([screen.paint(heading, "bold"), *_facts(screen, facts)])
-        for problem in report.problems:
-            _print([screen.paint("problem: ", "red") + line for line in safe_lines(problem)])
-        if not report.problems:
-            _print([screen.paint("no problem found", "green")])
+        _print(report.lines(screen_of()))
     if report.problems:
         sys.exit(NOT_FOUND)
-
-
-def _facts(screen: Screen, facts: Mapping[str, Any]) -> Iterable[str]:
-    margin = max((len(name) for name in facts), default=0)
-    for name, value in facts.items():
-        shown = views.moment(value) if name.endswith("_ns") and value else value
-        shown = f"{value / 2**20:,.1f} MiB" if name == "size_bytes" else shown
-        shown = "yes" if shown is True else "no" if shown is False else shown
-        yield f"  {screen.paint(f'{name:<{margin}}', 'dim')}  {safe(str('-' if shown is None else shown))}"
-    if not facts:
-        yield "  -"
 
 
 @cli.command()

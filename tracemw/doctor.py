@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Final
@@ -14,6 +14,8 @@ from tracemw import config, settings
 from tracemw.errors import SettingError, StoreError, TracemwError
 from tracemw.settings import Settings, from_environment
 from tracemw.store import Store, open_store
+from tracemw.terminal import Screen, safe
+from tracemw.views import moment
 
 PACKAGES: Final = (
     "tracemw", "opentelemetry-sdk", "fastapi", "starlette", "flask", "werkzeug", "uvicorn", "gunicorn",
@@ -48,6 +50,30 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
         return {"ok": not self.problems, "problems": self.problems, **self.facts}
+
+    def lines(self, screen: Screen) -> Iterator[str]:
+        """Yield it for people."""
+        for heading, facts in self.facts.items():
+            yield screen.paint(heading, "bold")
+            margin = max((len(name) for name in facts), default=0)
+            for name, value in facts.items():
+                yield f"  {screen.paint(f'{name:<{margin}}', 'dim')}  {safe(_shown(name, value))}"
+            if not facts:
+                yield "  -"
+        for problem in self.problems:
+            yield screen.paint("problem: ", "red") + safe(problem)
+        if not self.problems:
+            yield screen.paint("no problem found", "green")
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "size_bytes":
+        return f"{value / 2**20:,.1f} MiB"
+    return moment(value) if name.endswith("_ns") else str(value)
 
 
 def examine(store: str | None = None) -> Report:
