@@ -22,6 +22,7 @@ URL = "sqlite:///store.db"
 PREAMBLE = """
 import ctypes, os, sys, threading, time
 from tests.store.rows import span, trace, trace_id
+from tracemw.errors import StoreError
 from tracemw.store import open_store
 
 def batch(number, size=20):
@@ -162,12 +163,44 @@ store.close()
 """
 
 
+PATIENT_WRITER = WRITER.replace(
+    "    store.write(*batch(number))",
+    """    for attempt in range(50):
+        try:
+            store.write(*batch(number))
+            break
+        except StoreError as error:
+            if attempt == 49 or not error.retry: raise
+            time.sleep(0.01)""",
+)
+
+
 def write_at_once(processes: int, batches: int, pause: float) -> None:
     """Start processes that write to one file, none of which is there before."""
     started = [start(WRITER, n * batches, batches, pause) for n in range(processes)]
     for process in started:
         finish(process, 300)
     check(processes * batches * 20, processes * batches * 60)
+
+
+@pytest.mark.parametrize("ends", [("",), ("", "-wal", "-shm")])
+def test_a_file_removed_while_processes_write(ends: tuple[str, ...]) -> None:
+    """Whoever removes the file, with or without its log and index, gets a whole new one, from all writers."""
+    started = [start(PATIENT_WRITER, n * 1000, 60, 0.01) for n in range(3)]
+    for process in started:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for _ in range(3):
+        time.sleep(0.15)
+        for end in ends:
+            Path(f"store.db{end}").unlink(missing_ok=True)
+    for process in started:
+        finish(process)
+    with open_store(URL) as store:
+        assert store.read("PRAGMA integrity_check") == [("ok",)]
+        numbers = {int(trace_id, 16) // 20 for (trace_id,) in store.read("SELECT trace_id FROM traces")}
+        assert {59, 1059, 2059} <= numbers
+        assert store.stats()["spans"] == 3 * store.stats()["traces"]
 
 
 def test_eight_processes_at_once() -> None:
