@@ -379,11 +379,25 @@ def _dressed(wrapper: Any, fn: Any, plan: Plan) -> Callable[..., Any]:
     if not hasattr(fn, "__name__"):
         wrapper.__name__ = wrapper.__qualname__ = plan.name
     try:
-        wrapper.__signature__ = inspect.signature(fn)
+        wrapper.__signature__ = _signature(fn)
     except Exception:  # builtins have none
         pass
     setattr(wrapper, stamps.MARKER, plan)
     return wrapper  # type: ignore[no-any-return]
+
+
+def _signature(fn: Any) -> inspect.Signature:
+    """Return the signature of a function, with annotations that are no strings, where they can be evaluated.
+
+    FastAPI before 0.115 evaluates strings in the module of the function that it is given, which is ours.
+    """
+    signature = inspect.signature(fn)
+    if any(isinstance(p.annotation, str) for p in signature.parameters.values()):
+        try:
+            return inspect.signature(fn, eval_str=True)
+        except Exception:  # a name that is not there yet, or only for type checkers
+            pass
+    return signature
 
 
 def kind_of(fn: Any) -> str:

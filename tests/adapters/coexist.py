@@ -132,7 +132,7 @@ class Passing:
         await self.app(scope, receive, send)
 
 
-@case
+@needs(bool(FASTAPI))
 def fastapi_first() -> Any:
     """Ours is added first, so it is the innermost."""
     app = fastapi_app()
@@ -141,7 +141,7 @@ def fastapi_first() -> Any:
     return app
 
 
-@case
+@needs(bool(FASTAPI))
 def fastapi_last() -> Any:
     """Ours is added last, so it is the outermost of those added."""
     app = fastapi_app()
@@ -150,19 +150,19 @@ def fastapi_last() -> Any:
     return app
 
 
-@case
+@needs(bool(FASTAPI))
 def fastapi_instrument() -> Any:
     """Ours is put there by `instrument`."""
     return tracemw.instrument(fastapi_app())
 
 
-@case
+@needs(bool(FASTAPI))
 def fastapi_outside() -> Any:
     """Ours stands around the application."""
     return tracemw.TraceMiddleware(Passing(fastapi_app()))
 
 
-@case
+@needs(bool(FASTAPI))
 def fastapi_twice() -> Any:
     """Two of ours."""
     app = fastapi_app()
@@ -184,7 +184,7 @@ def fastapi_own_provider_outside() -> Any:
     return tracemw.TraceMiddleware(fastapi_app(telemetry={"tracer_provider": provider()}))
 
 
-@case
+@needs(bool(FASTAPI))
 def fastapi_mounted() -> Any:
     """A mounted application that has its own middleware, below one that has it, too."""
     from fastapi import FastAPI
@@ -195,7 +195,7 @@ def fastapi_mounted() -> Any:
     return _below("/acme", app)
 
 
-@case
+@needs(bool(FASTAPI))
 def fastapi_mounted_only() -> Any:
     """Only the mounted application has our middleware."""
     from fastapi import FastAPI
@@ -252,7 +252,7 @@ def _contrib(name: str) -> Any:
         return None
 
 
-@needs(_contrib("fastapi") is not None)
+@needs(bool(FASTAPI) and _contrib("fastapi") is not None)
 def contrib_fastapi() -> Any:
     """OpenTelemetry's instrumentor of FastAPI; ours added before it."""
     app = tracemw.instrument(fastapi_app())
@@ -260,7 +260,7 @@ def contrib_fastapi() -> Any:
     return app
 
 
-@needs(_contrib("fastapi") is not None)
+@needs(bool(FASTAPI) and _contrib("fastapi") is not None)
 def contrib_fastapi_first() -> Any:
     """OpenTelemetry's instrumentor of FastAPI; ours added after it."""
     app = fastapi_app()
@@ -268,7 +268,7 @@ def contrib_fastapi_first() -> Any:
     return tracemw.instrument(app)
 
 
-@needs(_contrib("fastapi") is not None)
+@needs(bool(FASTAPI) and _contrib("fastapi") is not None)
 def contrib_fastapi_outside() -> Any:
     """OpenTelemetry's instrumentor of FastAPI, and ours around the application."""
     app = fastapi_app()

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+
+pytest.importorskip("fastapi")
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
@@ -60,7 +62,7 @@ def test_methods_and_objects(app: FastAPI, captured_traces: CapturedTraces, orde
         def item(self, number: int) -> int:
             return number
 
-        async def __call__(self, number: int) -> int:
+        def __call__(self, number: int) -> int:
             return number
 
     views = Views()
