@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.store.rows import START, span, trace, trace_id
-from tracemw.errors import StoreError
+from tracemw.errors import FilterError, StoreError
 from tracemw.store import Store, connections, open_store, tokens
+from tracemw.store.errors import explained
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 
@@ -416,3 +417,31 @@ def test_without_fts5() -> None:
         assert store.read("SELECT value FROM facts WHERE name = 'tokens'") == [("current",)]
         assert [t.row.trace_id for t in store.search("user = 'jane'").traces] == [trace_id(2), trace_id(1)]
         assert [t.row.trace_id for t in store.search("tags.a = 'b'").traces] == [trace_id(1)]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "text"),
+    [
+        ("unable to open database file", StoreError, "limit of open files"),
+        ("user-defined function raised exception", FilterError, "RLIKE takes too long"),
+        ("Expression tree is too large (maximum depth 1000)", FilterError, "too many conditions"),
+        ("something new", StoreError, "cannot be used: something new"),
+    ],
+)
+def test_what_sqlite_says_is_explained(said: str, kind: type[Exception], text: str, tmp_path: Path) -> None:
+    """Whatever SQLite says becomes an error of ours that says what to do."""
+    error = explained(sqlite3.OperationalError(said), str(tmp_path / "store.db"))
+    assert type(error) is kind
+    if "unable" in said:
+        assert "create the directory" in str(explained(sqlite3.OperationalError(said), "/not/there/store.db"))
+        (tmp_path / "store.db").touch()
+        error = explained(sqlite3.OperationalError(said), str(tmp_path / "store.db"))
+    assert text in str(error)
+
+
+def test_a_store_in_memory_does_not_wait_for_itself() -> None:
+    """Used from a signal handler while the same thread is using it, it says so instead of hanging."""
+    with open_store("memory:") as store, store._pool.connection():
+        with pytest.raises(StoreError, match="in use by this very thread") as caught:
+            store.search()
+        assert caught.value.retry
