@@ -109,6 +109,28 @@ def test_a_refused_write_is_tried_again(caplog: pytest.LogCaptureFixture) -> Non
     pipeline.close()
 
 
+def test_a_batch_that_can_never_be_stored_costs_only_itself() -> None:
+    """What the store refuses for good does not stand in the way of what comes after it."""
+
+    class PickySink(ListSink):
+        def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
+            if any(row.name == "poison" for row in spans):
+                raise StoreError("this cannot be stored")
+            super().write(traces, spans)
+
+    sink = PickySink()
+    pipeline = Pipeline(sink, Settings())
+    poison = tracer.start_span("poison")
+    poison.end()
+    context = poison.get_span_context()
+    pipeline.put(TraceRecord(context.trace_id, context.span_id), poison)  # type: ignore[arg-type]
+    assert not pipeline.flush(0.3)
+    put(pipeline, 3)
+    assert not pipeline.flush(0.3)
+    assert len(sink.spans) == 3
+    pipeline.close(0.1)
+
+
 def test_a_full_queue_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
     """Beyond its capacity the queue drops what comes, counts it and logs it; the caller does not wait."""
     guard._last_logged.clear()

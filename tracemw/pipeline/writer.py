@@ -257,25 +257,36 @@ class Pipeline:
             del recent[next(iter(recent))]
 
     def _write_spool(self) -> bool:
-        """Write what is encoded, oldest first; what is refused stays, within bounds."""
-        assert self.sink is not None
+        """Write what is encoded, oldest first; what is refused stays, within bounds.
+
+        A batch that is refused for what it holds does not stand in the way of the others.
+        """
+        sink = self.sink
+        assert sink is not None
+        refused: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
         while self._spool:
-            traces, spans = self._spool[0]
+            traces, spans = batch = self._spool.popleft()
             try:
-                self.sink.write(traces, spans)
+                sink.write(traces, spans)
             except StoreError as exc:
+                refused.append(batch)
                 self._refused(exc)
-                return False
-            self._spool.popleft()
+                if exc.retry:
+                    break
+                continue
             self._spooled -= len(spans) + len(traces)
             self._counts["written_spans"] += len(spans)
             self._counts["written_traces"] += len(traces)
-        return True
+        self._spool.extendleft(reversed(refused))
+        self._bound_spool()
+        return not refused
 
     def _refused(self, exc: StoreError) -> None:
         self._counts["retried_writes"] += 1
         if due("refused"):
             logger.error("traces cannot be stored: %s. They are kept in memory and tried again.", exc)
+
+    def _bound_spool(self) -> None:
         while self._spooled > SPOOL_LIMIT and self._spool:
             traces, spans = self._spool.popleft()
             self._spooled -= len(spans) + len(traces)
