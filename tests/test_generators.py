@@ -333,7 +333,7 @@ def test_kind_and_signature_stay() -> None:
     """Frameworks see a generator function with the original's parameters."""
     assert inspect.isgeneratorfunction(count)
     assert inspect.isasyncgenfunction(acount)
-    assert str(inspect.signature(count)) == "(n: 'int') -> 'Iterator[int]'"
+    assert list(inspect.signature(count).parameters) == ["n"]
     assert inspect.isgenerator(count(1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tracemw import scope as scopes
@@ -349,10 +350,31 @@ def _traced_function(plan: Plan) -> Callable[..., Any]:
         except BaseException as exc:
             call.fail(exc)
             raise
+        if type(result) is CoroutineType:  # of a decorator that does not say that it wraps a coroutine function
+            call.scope.leave()
+            return _renamed(_awaited(call, result), result)
         call.succeed(result)
         return result
 
     return traced
+
+
+async def _awaited(call: Call, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+    """Go on with a call that has returned a coroutine, when that is awaited."""
+    call.scope.reenter()
+    try:
+        result = await coroutine
+    except BaseException as exc:
+        call.fail(exc)
+        raise
+    call.succeed(result)
+    return result
+
+
+def _renamed(coroutine: Any, original: Any) -> Any:
+    """Give a coroutine the name of the one inside it, for the warning that it was never awaited."""
+    coroutine.__name__, coroutine.__qualname__ = original.__name__, original.__qualname__
+    return coroutine
 
 
 def _traced_coroutine(plan: Plan) -> Callable[..., Any]:

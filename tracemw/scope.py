@@ -7,6 +7,7 @@ may well be finished, and OpenTelemetry would log an error there.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,9 @@ OUTCOME: Final = "tracemw.outcome"
 
 DEFAULTS_KEY: Final = otel_context.create_key("tracemw-defaults")
 
-_random = random.Random()
+_random = random.Random()  # not the global one: who seeds that would have every process decide alike
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 
 class Defaults:
@@ -151,6 +154,11 @@ class Scope:
 
     def enter(self) -> None:
         """Make the span current."""
+        otel_context.attach(self.context)
+
+    def reenter(self) -> None:
+        """Make the span current once more, perhaps elsewhere: what is current there is put back after it."""
+        self.previous = otel_context.get_current()
         otel_context.attach(self.context)
 
     def leave(self) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _FLUSH = 10.0  # seconds that a look at the traces may wait for the writer; it takes milliseconds
 _ALL = 1_000_000
+_FOREVER = 1e10  # seconds: a trace of long ago, told by hand, is kept too
 
 
 class CapturedTraces(Sequence[Trace]):
@@ -100,7 +101,7 @@ def capture_traces(**settings: Any) -> Iterator[CapturedTraces]:
     if settings.keys() & {"destination", "store"}:
         raise SettingError("capture_traces keeps traces in memory: leave out destination and store")
     with config.overridden(**settings) as now, _sampled_as(settings):
-        sink = StoreSink("memory:", None, now)
+        sink = StoreSink("memory:", None, now.override({"max_age": _FOREVER}))
         own = Pipeline(sink, now)
         captured = CapturedTraces(own, sink.store, now.span_name_suffixes)
         before = pipeline.use(own)
