@@ -83,8 +83,11 @@ def test_metadata_names_extras_and_entry_points() -> None:
     }
 
 
-def test_the_wheel_runs_where_nothing_else_is(built: dict[str, Path], tmp_path: Path) -> None:
+def test_the_wheel_runs_where_nothing_else_is(
+    built: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a fresh environment: the bare package imports; with extras both example applications are traced."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     python = fresh_environment(tmp_path / "venv")
     install(python, str(built["wheel"]))
     check_bare_package(python, tmp_path)

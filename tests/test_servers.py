@@ -47,7 +47,7 @@ def test_uvicorn_answers_and_stops(site: Path, workers: int) -> None:
         assert server.get("/").text == "asgi"
         pids = [server.pid, *server.workers()]
         assert server.stop() in (0, -signal.SIGTERM)
-    assert not any(alive(pid) for pid in pids)
+    assert servers.wait_for(lambda: not any(alive(pid) for pid in pids))
 
 
 def test_gunicorn_passes_headers_and_bodies(site: Path) -> None:
