@@ -1,0 +1,296 @@
+"""The peers: each function makes the same small application, traced by one of them, its exporter dropping all.
+
+Everything else is on its defaults. A peer runs in a process of its own, since most of them change global state.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+Maker = Callable[[], Any]
+
+
+def _fastapi(**options: Any) -> Any:
+    from fastapi import FastAPI
+
+    app = FastAPI(**options)
+
+    @app.get("/users/{user_id}")
+    async def user(user_id: int) -> dict[str, int]:
+        return {"id": user_id}
+
+    return app
+
+
+def _flask() -> Any:
+    from flask import Flask
+
+    app = Flask("bench")
+
+    @app.get("/users/<int:user_id>")
+    def user(user_id: int) -> dict[str, int]:
+        return {"id": user_id}
+
+    return app
+
+
+def _set_provider() -> None:
+    """Register a provider with a batch processor whose exporter drops."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+    class Dropping(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+        def shutdown(self) -> None:
+            return None
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(Dropping()))
+    trace.set_tracer_provider(provider)
+
+
+def _tracemw(**settings: Any) -> Any:
+    import tracemw
+
+    tracemw.configure(destination=os.environ.get("BENCH_DESTINATION", "none:"), **settings)
+    return tracemw
+
+
+# ASGI
+
+
+def fastapi_bare() -> Any:
+    return _fastapi()
+
+
+def fastapi_tracemw() -> Any:
+    app = _fastapi()
+    app.add_middleware(_tracemw().TraceMiddleware)
+    return app
+
+
+def fastapi_tracemw_unsampled() -> Any:
+    app = _fastapi()
+    app.add_middleware(_tracemw(sample_rate=0.0).TraceMiddleware)
+    return app
+
+
+def fastapi_tracemw_excluded() -> Any:
+    app = _fastapi()
+    app.add_middleware(_tracemw(exclude=["/users/*"]).TraceMiddleware)
+    return app
+
+
+def fastapi_tracemw_joined() -> Any:
+    _set_provider()
+    app = _fastapi(telemetry={"tracing": False})
+    app.add_middleware(_tracemw().TraceMiddleware)
+    return app
+
+
+def fastapi_native() -> Any:
+    _set_provider()
+    return _fastapi(telemetry={"operation_spans": False})
+
+
+def fastapi_native_operations() -> Any:
+    _set_provider()
+    return _fastapi()
+
+
+def fastapi_starlette_otel() -> Any:
+    from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
+
+    _set_provider()
+    app = _fastapi(telemetry={"tracing": False})
+    app.add_middleware(OpenTelemetryMiddleware)
+    return app
+
+
+def fastapi_otel_contrib() -> Any:
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+    _set_provider()
+    app = _fastapi(telemetry={"tracing": False})
+    FastAPIInstrumentor.instrument_app(app)
+    return app
+
+
+def fastapi_otel_contrib_lean() -> Any:
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+    _set_provider()
+    app = _fastapi(telemetry={"tracing": False})
+    FastAPIInstrumentor.instrument_app(app, exclude_spans=["send", "receive"])
+    return app
+
+
+def _elastic_config() -> dict[str, Any]:
+    return {"SERVICE_NAME": "bench", "DISABLE_SEND": True, "CLOUD_PROVIDER": "none", "CENTRAL_CONFIG": False}
+
+
+def fastapi_elastic() -> Any:
+    from elasticapm.contrib.starlette import ElasticAPM, make_apm_client
+
+    app = _fastapi()
+    app.add_middleware(ElasticAPM, client=make_apm_client(_elastic_config()))
+    return app
+
+
+def _sentry() -> None:
+    import sentry_sdk
+    from sentry_sdk.transport import Transport
+
+    class Dropping(Transport):
+        def capture_envelope(self, envelope: Any) -> None:
+            return None
+
+    sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", transport=Dropping, traces_sample_rate=1.0)
+
+
+def fastapi_sentry() -> Any:
+    _sentry()
+    return _fastapi()
+
+
+def _ddtrace(**what: bool) -> None:
+    os.environ.setdefault("DD_INSTRUMENTATION_TELEMETRY_ENABLED", "false")
+    os.environ.setdefault("DD_REMOTE_CONFIGURATION_ENABLED", "false")
+    import ddtrace
+    from ddtrace.internal.writer import NativeWriter
+
+    NativeWriter.write = lambda self, spans=None: None
+    ddtrace.patch(**what)
+
+
+def fastapi_ddtrace() -> Any:
+    _ddtrace(fastapi=True, starlette=True)
+    return _fastapi()
+
+
+def fastapi_logfire() -> Any:
+    import logfire
+
+    logfire.configure(send_to_logfire=False, console=False, inspect_arguments=False)
+    app = _fastapi()
+    logfire.instrument_fastapi(app)
+    return app
+
+
+def fastapi_correlation_id() -> Any:
+    from asgi_correlation_id import CorrelationIdMiddleware
+
+    app = _fastapi()
+    app.add_middleware(CorrelationIdMiddleware, validator=None)
+    return app
+
+
+def fastapi_mlflow_pattern() -> Any:
+    """The pattern of MLflow's guide on environments and versions, by hand in each handler."""
+    import mlflow
+    from fastapi import FastAPI, Request
+    from mlflow.tracing.export.mlflow_v3 import MlflowV3SpanExporter
+
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    mlflow.tracking.fluent._active_experiment_id = "0"  # as set_experiment() does, without asking a server
+    MlflowV3SpanExporter._log_spans = lambda self, *args, **kwargs: None
+    MlflowV3SpanExporter._log_trace = lambda self, *args, **kwargs: None
+    app = FastAPI()
+
+    @app.get("/users/{user_id}")
+    @mlflow.trace
+    async def user(request: Request, user_id: int) -> dict[str, int]:
+        mlflow.update_current_trace(
+            client_request_id=request.headers.get("X-Request-ID"),
+            metadata={
+                "mlflow.trace.session": request.headers.get("X-Session-ID"),
+                "mlflow.trace.user": request.headers.get("X-User-ID"),
+                "mlflow.source.type": os.getenv("APP_ENVIRONMENT", "development"),
+                "app_version": os.getenv("APP_VERSION", "1.0.0"),
+                "deployment_id": os.getenv("DEPLOYMENT_ID", "unknown"),
+                "region": os.getenv("REGION", "local"),
+            },
+        )
+        return {"id": user_id}
+
+    return app
+
+
+# WSGI
+
+
+def flask_bare() -> Any:
+    return _flask()
+
+
+def flask_tracemw() -> Any:
+    app = _flask()
+    app.wsgi_app = _tracemw().WSGITraceMiddleware(app.wsgi_app)
+    return app
+
+
+def flask_otel_contrib() -> Any:
+    from opentelemetry.instrumentation.flask import FlaskInstrumentor
+
+    _set_provider()
+    app = _flask()
+    FlaskInstrumentor().instrument_app(app)
+    return app
+
+
+def flask_elastic() -> Any:
+    from elasticapm.contrib.flask import ElasticAPM
+
+    app = _flask()
+    app.config["ELASTIC_APM"] = _elastic_config()
+    ElasticAPM(app)
+    return app
+
+
+def flask_sentry() -> Any:
+    _sentry()
+    return _flask()
+
+
+def flask_ddtrace() -> Any:
+    _ddtrace(flask=True)
+    return _flask()
+
+
+PEERS: dict[str, dict[str, tuple[str, Maker]]] = {
+    "fastapi": {
+        "bare": ("no tracing", fastapi_bare),
+        "tracemw": ("tracemw", fastapi_tracemw),
+        "tracemw-joined": ("tracemw, on the application's provider", fastapi_tracemw_joined),
+        "tracemw-unsampled": ("tracemw, sample_rate=0", fastapi_tracemw_unsampled),
+        "tracemw-excluded": ("tracemw, excluded path", fastapi_tracemw_excluded),
+        "native": ("FastAPI native telemetry, no operation spans", fastapi_native),
+        "native-operations": ("FastAPI native telemetry", fastapi_native_operations),
+        "starlette": ("Starlette OpenTelemetryMiddleware", fastapi_starlette_otel),
+        "contrib": ("OpenTelemetry contrib", fastapi_otel_contrib),
+        "contrib-lean": ("OpenTelemetry contrib, no send/receive spans", fastapi_otel_contrib_lean),
+        "elastic": ("Elastic APM", fastapi_elastic),
+        "sentry": ("Sentry", fastapi_sentry),
+        "ddtrace": ("ddtrace", fastapi_ddtrace),
+        "logfire": ("Logfire", fastapi_logfire),
+        "correlation-id": ("asgi-correlation-id (ids only)", fastapi_correlation_id),
+        "mlflow": ("MLflow by hand (@mlflow.trace + update_current_trace)", fastapi_mlflow_pattern),
+    },
+    "flask": {
+        "bare": ("no tracing", flask_bare),
+        "tracemw": ("tracemw", flask_tracemw),
+        "contrib": ("OpenTelemetry contrib", flask_otel_contrib),
+        "elastic": ("Elastic APM", flask_elastic),
+        "sentry": ("Sentry", flask_sentry),
+        "ddtrace": ("ddtrace", flask_ddtrace),
+    },
+}
+
+
+def silence() -> None:
+    """Keep the peers' own messages out of the measurement."""
+    logging.disable(logging.CRITICAL)
