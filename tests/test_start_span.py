@@ -165,6 +165,16 @@ def test_a_status_is_set_in_each_of_its_forms(captured_traces: CapturedTraces, s
         span.set_status("FINE")
 
 
+def test_an_error_can_be_recorded_by_hand(captured_traces: CapturedTraces) -> None:
+    """An exception or an error's text becomes an event, and the span has failed."""
+    for error, description in ((KeyError("k"), "KeyError: 'k'"), ("no answer", "Exception: no answer")):
+        with tracemw.start_span("span") as span:
+            span.record_exception(error)
+        stored = captured_traces[-1].data.spans[0]
+        assert (stored.status.status_code, stored.status.description) == (SpanStatusCode.ERROR, description)
+        assert [event.name for event in stored.events] == ["exception"]
+
+
 def test_ok_is_not_final(captured_traces: CapturedTraces) -> None:
     """An exception after `set_status("OK")` is an error all the same; OK takes back an error."""
     with pytest.raises(ValueError), tracemw.start_span("first") as span:

@@ -228,9 +228,8 @@ class LiveSpan(Span):
         if isinstance(exception, BaseException):
             record_exception(self._span, exception)
         else:
-            attributes = {MESSAGE: str(exception), TYPE: "Exception"}
-            self._span.add_event(EVENT, attributes)
-            self._span.set_status(Status(StatusCode.ERROR, str(exception)))
+            self._span.add_event(EVENT, {MESSAGE: str(exception), TYPE: "Exception"})
+            self._span.set_status(Status(StatusCode.ERROR, f"Exception: {exception}"))
 
     def add_link(self, link: Any) -> None:
         """Add a link: an OpenTelemetry one, or any object with `trace_id`, `span_id` and `attributes`."""

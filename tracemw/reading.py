@@ -36,15 +36,19 @@ class TraceList(list[Trace]):
 def store_to_read() -> Store:
     """Return the store that traces are read from; what ended before in this process is stored first."""
     installed = pipeline.installed()
+    store: Store | None = None
     if installed is not None:
         installed.flush(config.READ_FLUSH)
-    store: Store | None = getattr(pipeline.current().sink, "store", None)
+        store = getattr(installed.sink, "store", None)
     return store if store is not None else _other_store(config.store_url(config.settings()))
 
 
 def is_delivered() -> bool:
     """True where traces go on from the store to a remote destination, and so do later changes of them."""
-    return getattr(pipeline.current().sink, "destination", None) is not None
+    installed = pipeline.installed()
+    if installed is not None:
+        return getattr(installed.sink, "destination", None) is not None
+    return config.is_remote(config.effective_destination(config.settings()))
 
 
 _opened: dict[str, Store] = {}
