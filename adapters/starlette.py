@@ -113,8 +113,9 @@ class StarletteAdapter(Adapter):
     def place(self, middleware: Any, options: dict[str, Any]) -> bool:
         """Stand around the framework's own error handler as well, or inside of Starlette's own telemetry.
 
-        What the error handler answers then gets our headers, and is inside the root. Starlette's telemetry opens
-        a root whatever stands outside of it, so that one is adopted.
+        What the error handler answers then gets our headers, and is inside the root. Of a middleware that does not
+        wrap the application itself, what is between them may hand on another scope: the one inside sees it.
+        Starlette's telemetry opens a root whatever stands outside of it, so that one is adopted.
         """
         app = self.app
         if not hasattr(app, "build_middleware_stack"):  # a Router
@@ -128,7 +129,13 @@ class StarletteAdapter(Adapter):
             if not isinstance(telemetry.app, TraceMiddleware):
                 telemetry.app = TraceMiddleware(telemetry.app, **options)
             return True
-        if outside and not any(isinstance(layer, TraceMiddleware) or _opens_root(layer) for layer in outside):
+        if outside is None:
+            needed = middleware.app is not app and not isinstance(stack, TraceMiddleware)
+        else:
+            needed = outside != [] and not any(
+                isinstance(one, TraceMiddleware) or _opens_root(one) for one in outside
+            )
+        if needed:
             app.middleware_stack = TraceMiddleware(stack, **options)
         return False
 
@@ -194,12 +201,12 @@ def make(app: Any) -> StarletteAdapter:
     return StarletteAdapter(app)
 
 
-def _around(stack: list[Any], middleware: Any) -> tuple[list[Any], list[Any]]:
-    """Split a stack into what stands outside of a middleware and what stands inside."""
+def _around(stack: list[Any], middleware: Any) -> tuple[list[Any] | None, list[Any]]:
+    """Split a stack into what stands outside of a middleware and what stands inside; None if it is not in it."""
     for place, layer in enumerate(stack):
         if layer is middleware:
             return stack[:place], stack[place + 1 :]
-    return [], stack
+    return None, stack
 
 
 def _first_telemetry(stack: list[Any]) -> Any:

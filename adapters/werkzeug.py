@@ -82,8 +82,6 @@ def _values_of(app: Any) -> Iterator[Any]:
     """Give what an application has at hand: its attributes, its class's, and the variables that its code names."""
     for part in within(app):
         yield from held_by(part)
-        if isinstance(getattr(part, "__dict__", None), dict):
-            yield from vars(part).values()
         for kind in type(part).__mro__:
             if kind.__module__ != "builtins":
                 for value in list(vars(kind).values()):

@@ -179,6 +179,11 @@ class Several(Adapter):
         for adapter in self.adapters:
             adapter.prepare()
 
+    def place(self, middleware: Any, options: dict[str, Any]) -> bool:
+        """Place it in all of them."""
+        placed = [adapter.place(middleware, options) for adapter in self.adapters]
+        return all(placed)
+
 
 @guarded()
 def adapter_for(app: Any) -> Adapter | None:
@@ -231,17 +236,17 @@ def held_by(app: Any) -> Iterator[Any]:
     """Give what a callable has at hand: attributes, closed-over variables, global variables that it names."""
     yield getattr(app, "__self__", None)  # Flask's `app.wsgi_app` is a bound method of the application
     if inspect.isfunction(app):
-        yield from _used_by(app)
+        values = list(_used_by(app))
+    elif inspect.isroutine(app) or inspect.ismodule(app):
         return
-    if inspect.isroutine(app) or inspect.ismodule(app):
-        return
-    for value in (getattr(app, "app", None), *getattr(app, "__dict__", {}).values()):
+    else:
+        values = [getattr(app, "app", None), *getattr(app, "__dict__", {}).values()]
+    for value in values:
+        yield value
         if isinstance(value, dict):
             yield from value.values()
         elif isinstance(value, (list, tuple)):
             yield from value
-        else:
-            yield value
 
 
 def _used_by(function: Any) -> Iterator[Any]:

@@ -350,6 +350,7 @@ def test_http_exception_of_an_untraced_handler(app: FastAPI, captured_traces: Ca
 
 def test_background_tasks_are_in_the_trace(app: FastAPI, captured_traces: CapturedTraces, order: str) -> None:
     """A traced background task is a span of the trace, after the root has ended."""
+
     @tracemw.trace
     def task() -> None:
         pass
