@@ -87,16 +87,21 @@ class Attached:
     """A middleware's adapter: found when it is first needed, kept prepared, its failures reported.
 
     Args:
-        given: The `adapter` option.
+        given: The `adapter` option; it need not be an `Adapter`, nor have all of its methods.
     """
 
-    __slots__ = ("adapter", "_looked", "_generation", "_changed")
+    __slots__ = ("adapter", "_looked", "_generation", "_route", "_user", "_changed")
 
     def __init__(self, given: Any = None) -> None:
-        self.adapter: Any = given
         self._looked = False
         self._generation = -1
-        self._changed: Any = getattr(given, "changed", None)
+        self._use(given)
+
+    def _use(self, adapter: Any) -> None:
+        self.adapter = adapter
+        self._route: Any = getattr(adapter, "route", _nothing)
+        self._user: Any = getattr(adapter, "user", _nothing)
+        self._changed: Any = getattr(adapter, "changed", _nothing)
 
     def find(self, app: Any) -> bool:
         """Look for the adapter of an application; True the first time, if there is one."""
@@ -104,8 +109,7 @@ class Attached:
             return False
         self._looked = True
         if self.adapter is None:
-            self.adapter = adapter_for(app)
-            self._changed = getattr(self.adapter, "changed", None)
+            self._use(adapter_for(app))
         return self.adapter is not None
 
     def if_found(self) -> Attached | None:
@@ -115,19 +119,17 @@ class Attached:
     def keep_prepared(self) -> None:
         """Have the adapter prepare the application where there is something new."""
         try:
-            if self._generation == stamps.generation and (self._changed is None or not self._changed()):
+            if self._generation == stamps.generation and not self._changed():
                 return
             self._generation = stamps.generation
-            if self.adapter is not None:
-                self.adapter.prepare()
+            getattr(self.adapter, "prepare", _nothing)()
         except Exception as exc:
             report(self._place("prepare"), exc)
 
     def place(self, middleware: Any, options: dict[str, Any]) -> bool:
         """Have the adapter put the middleware where it is needed; True where this one has nothing left to do."""
         try:
-            place = getattr(self.adapter, "place", None)
-            return place is not None and bool(place(middleware, options))
+            return bool(getattr(self.adapter, "place", _nothing)(middleware, options))
         except Exception as exc:
             report(self._place("place"), exc)
             return False
@@ -135,7 +137,7 @@ class Attached:
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return what the adapter says of the route; None if it fails."""
         try:
-            return self.adapter.route(carrier)  # type: ignore[no-any-return]
+            return self._route(carrier)  # type: ignore[no-any-return]
         except Exception as exc:
             report(self._place("route"), exc)
             return None
@@ -143,13 +145,17 @@ class Attached:
     def user(self, carrier: Mapping[str, Any]) -> str | None:
         """Return what the adapter says of the user; None if it fails."""
         try:
-            return self.adapter.user(carrier)  # type: ignore[no-any-return]
+            return self._user(carrier)  # type: ignore[no-any-return]
         except Exception as exc:
             report(self._place("user"), exc)
             return None
 
     def _place(self, method: str) -> str:
         return f"{type(self.adapter).__name__}.{method}"
+
+
+def _nothing(*_: Any) -> None:
+    """Stand for a method that an adapter does not have."""
 
 
 class Several(Adapter):
