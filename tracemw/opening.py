@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from time import time_ns
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace as trace_api
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 
 from tracemw import config, provider
 from tracemw.adapting import Attached
 from tracemw.identity import Identity, IdentityReader, clean_id
 from tracemw.pipeline import current as pipeline
 from tracemw.propagation import TrustPolicy, parse_traceparent
-from tracemw.record import TraceRecord, current_record, with_record
+from tracemw.record import RECORD_KEY, TraceRecord, current_record, with_record
 from tracemw.request import KEY, RequestTrace, public
 from tracemw.settings import Settings
 
@@ -31,7 +31,6 @@ _random = random.Random()  # not the application's, which may be seeded
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_random.seed)
 
-_NO_LINKS: Final[tuple[Link, ...]] = ()
 _CLEAN: Final = Context()  # a request's root never becomes a child of what happens to be current
 
 
@@ -62,6 +61,7 @@ class RequestTracer:
         self._user = settings.user
         self.knows_users = adapter is not None or settings.user is not None
         self._process = config.process_metadata()
+        self._is_global = settings.set_global
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the template of the route that the framework chose."""
@@ -80,7 +80,7 @@ class RequestTracer:
         identity: Identity,
         method: str,
         path: str,
-        attributes: dict[str, Any],
+        described: Callable[[Any], dict[str, Any]],
         peer: str | None = None,
     ) -> RequestTrace:
         """Open the trace of a request, or adopt the one that a framework opened for it.
@@ -90,48 +90,56 @@ class RequestTracer:
             identity: What the headers say.
             method: The request's method, or WS.
             path: The whole path, for exclusion.
-            attributes: Those of the root, in OpenTelemetry's names.
+            described: Returns a carrier's attributes, in OpenTelemetry's names; asked where they are recorded.
             peer: The address that the request came from.
         """
         name = method if method in METHODS or method == "WS" else OTHER_METHOD
-        attributes["http.request.method"] = "GET" if method == "WS" else name
-        if name is OTHER_METHOD:
-            attributes["http.request.method_original"] = method[:64]
-        if path in self._excluded or (self._excluded_pattern is not None and self._excluded_pattern.match(path)):
-            pipeline().count("excluded")
-            request = self._suppressed(carrier, name)
-        elif (span := adopted_span(carrier)) is not None:
-            request = self._adopt(carrier, span, name)
-        else:
-            request = self._open_own(carrier, identity, name, attributes, peer)
-        self._enrich(request, identity, attributes)
-        carrier[KEY] = request
-        return request
-
-    def _enrich(self, request: RequestTrace, identity: Identity, attributes: dict[str, Any]) -> None:
+        request = self._begin(carrier, identity, name, path, peer, described)
         record = request.record
         record.is_request = True
         record.client_request_id = identity.client_request_id
         record.session_id = identity.session_id
         record.user_id = request.claimed_user = identity.user_id
-        record.attributes = attributes
         record.process = self._process
         if identity.discarded:
             for reason, number in identity.discarded.items():
                 pipeline().count(f"discarded_{reason}", number)
+        carrier[KEY] = request
+        return request
 
-    def _adopt(self, carrier: MutableMapping[str, Any], span: Any, name: str) -> RequestTrace:
-        provider.follow_span(span)
-        ids = span.get_span_context()
-        recording = self._is_sampled()
-        record = TraceRecord(ids.trace_id, ids.span_id, recording=recording)
-        if not recording:
-            self._not_sampled(record)
-        record.has_parent = span.parent is not None
-        record.start_ns = span.start_time or time_ns()
-        record.name = name
-        context = with_record(otel_context.get_current(), record)
-        return RequestTrace(self, carrier, record, span, context, "adopted", name)
+    def replaces_telemetry(self, request: RequestTrace) -> bool:
+        """True where a framework that traces itself would open a second root for the request."""
+        return request.mode == "joined" or (
+            self._is_global and request.mode == "owned" and request.record.recording
+        )
+
+    def _begin(
+        self,
+        carrier: MutableMapping[str, Any],
+        identity: Identity,
+        name: str,
+        path: str,
+        peer: str | None,
+        described: Callable[[Any], dict[str, Any]],
+    ) -> RequestTrace:
+        if path in self._excluded or (self._excluded_pattern is not None and self._excluded_pattern.match(path)):
+            pipeline().count("excluded")
+            return self._suppressed(carrier, name)
+        ambient: Any = trace_api.get_current_span()
+        if ambient is not trace_api.INVALID_SPAN:
+            if is_root_of(carrier, ambient):
+                return self._adopt(carrier, ambient, name, described)
+            if is_left_out(carrier, ambient):
+                return self._sampled_out(carrier, name)
+        caller = _caller(identity)
+        trusted = caller is not None and self._trust.is_trusted(peer, carrier)
+        sampled = trusted or self._is_sampled()  # whom we trust has decided already
+        if not sampled and not self._keeps:
+            return self._sampled_out(carrier, name)
+        request = self._open_own(carrier, identity, name, described(carrier), caller, trusted)
+        if not sampled:
+            request.record.held_back = []
+        return request
 
     def _open_own(
         self,
@@ -139,103 +147,146 @@ class RequestTracer:
         identity: Identity,
         name: str,
         attributes: dict[str, Any],
-        peer: str | None,
+        caller: SpanContext | None,
+        trusted: bool,
     ) -> RequestTrace:
-        if not (sampled := self._is_sampled()) and not self._keeps:
-            pipeline().count("sampled_out")
-            return self._suppressed(carrier, name)
         tracer, joined = provider.tracer(), provider.is_joined_now()
-        parent, links = _CLEAN, _NO_LINKS
-        if identity.traceparent is not None:
-            parent, links = self._remote(identity, carrier, peer, attributes)
+        parent, links = _CLEAN, None
+        if caller is not None and trusted:
+            parent = trace_api.set_span_in_context(NonRecordingSpan(caller), _baggage(identity))
+        elif caller is not None:
+            links = (Link(caller),)
+            attributes["tracemw.remote.trace_id"] = f"{caller.trace_id:032x}"
+            attributes["tracemw.remote.span_id"] = f"{caller.span_id:016x}"
         start_ns = time_ns()
-        span = tracer.start_span(
-            name,
-            context=parent,
-            kind=SpanKind.SERVER,
-            attributes=public(attributes) if joined else None,
-            links=links,
-            start_time=start_ns,
-        )
-        if not span.is_recording():
-            pipeline().count("sampled_out")
-            return self._suppressed(carrier, name, span)
+        # A provider of our own gets the attributes when they are written, which is cheaper.
+        told = public(attributes) if joined else None
+        span = tracer.start_span(name, parent, SpanKind.SERVER, told, links, start_ns)
         ids = span.get_span_context()
-        record = TraceRecord(ids.trace_id, ids.span_id)
-        record.has_parent = bool(parent)
+        recording = span.is_recording()
+        record = TraceRecord(ids.trace_id, ids.span_id, recording=recording)
+        record.has_parent = trusted
         record.start_ns = start_ns
         record.name = name
-        if not sampled:
-            record.held_back = []
-        context = with_record(trace_api.set_span_in_context(span, _CLEAN), record)
+        record.attributes = attributes
+        if not recording:  # the provider's sampler has decided so
+            pipeline().count("sampled_out")
+        context = trace_api.set_span_in_context(span, Context({**parent, RECORD_KEY: record}))
         return RequestTrace(self, carrier, record, span, context, "joined" if joined else "owned", name)
 
-    def _suppressed(
-        self, carrier: MutableMapping[str, Any], name: str, span: Span | None = None
+    def _adopt(
+        self,
+        carrier: MutableMapping[str, Any],
+        span: Any,
+        name: str,
+        described: Callable[[Any], dict[str, Any]],
     ) -> RequestTrace:
+        provider.follow_span(span)
+        ids = span.get_span_context()
+        sampled = self._is_sampled()
+        if not sampled and not self._keeps:
+            return self._sampled_out(carrier, name)
+        record = TraceRecord(ids.trace_id, ids.span_id)
+        record.has_parent = span.parent is not None
+        now_ns = time_ns()
+        record.start_ns = span.start_time or now_ns
+        record.name = name
+        record.attributes = described(carrier)
+        if not sampled:
+            record.held_back = []
+        context = with_record(otel_context.get_current(), record)
+        request = RequestTrace(self, carrier, record, span, context, "adopted", name)
+        request.began_at(record.start_ns, now_ns)
+        return request
+
+    def _sampled_out(self, carrier: MutableMapping[str, Any], name: str) -> RequestTrace:
+        pipeline().count("sampled_out")
+        return self._suppressed(carrier, name)
+
+    def _suppressed(self, carrier: MutableMapping[str, Any], name: str) -> RequestTrace:
         """Open a request whose trace is not recorded, nor are the spans made inside it.
 
-        On the application's own provider only ours are: what its pipeline gets without us, it gets with us.
+        Where the application has a provider, only ours are: what its pipeline gets without us, it gets with us.
         """
-        context = Context()
-        if span is None:
-            ids = SpanContext(_random.getrandbits(128) or 1, _random.getrandbits(64) or 1, is_remote=False)
-            span = NonRecordingSpan(ids)
-            if not provider.is_joined_now():
-                context = trace_api.set_span_in_context(span, context)
-        else:
-            context = trace_api.set_span_in_context(span, context)
-            ids = span.get_span_context()
+        ids = SpanContext(_random.getrandbits(128) or 1, _random.getrandbits(64) or 1, is_remote=False)
         record = TraceRecord(ids.trace_id, ids.span_id, recording=False)
-        return RequestTrace(self, carrier, record, span, with_record(context, record), "owned", name)
-
-    def _not_sampled(self, record: TraceRecord) -> None:
-        if self._keeps:
-            record.recording = True
-            record.held_back = []
-            record.register()
+        span = NonRecordingSpan(ids)
+        provider.tracer()  # looks whether there is one
+        if provider.is_joined_now():
+            context = with_record(otel_context.get_current(), record)
         else:
-            pipeline().count("sampled_out")
-
-    def _remote(
-        self, identity: Identity, carrier: Mapping[str, Any], peer: str | None, attributes: dict[str, Any]
-    ) -> tuple[Context, tuple[Link, ...]]:
-        """Continue the caller's trace where it is trusted, else only point to it."""
-        remote = parse_traceparent(identity.traceparent, identity.tracestate)
-        if remote is None:
-            return _CLEAN, _NO_LINKS
-        if self._trust.is_trusted(peer, carrier):
-            return trace_api.set_span_in_context(NonRecordingSpan(remote), _CLEAN), _NO_LINKS
-        attributes["tracemw.remote.trace_id"] = f"{remote.trace_id:032x}"
-        attributes["tracemw.remote.span_id"] = f"{remote.span_id:016x}"
-        return _CLEAN, (Link(remote),)
+            context = trace_api.set_span_in_context(span, Context({RECORD_KEY: record}))
+        return RequestTrace(self, carrier, record, span, context, "suppressed", name)
 
     def _is_sampled(self) -> bool:
         return self._rate is None or self._rate >= 1.0 or _random.random() < self._rate
 
 
-def adopted_span(carrier: Mapping[str, Any]) -> Any | None:
-    """Return the span that a framework or another middleware opened for this very request, or None.
+def method_attributes(method: str) -> dict[str, Any]:
+    """Return the attributes that tell a request's method; everything else about it is added to them."""
+    if method in METHODS:
+        return {"http.request.method": method}
+    return {"http.request.method": OTHER_METHOD, "http.request.method_original": str(method)[:64]}
+
+
+def is_root_of(carrier: Mapping[str, Any], span: Any) -> bool:
+    """True for the span that a framework or another middleware opened for this very request.
 
     FastAPI names it in the scope, Starlette marks the scope, OpenTelemetry's own instrumentations are known by
     their scope's name. One that already is the root of a request of ours belongs to another request, whose
     handler calls this application in process.
+
+    Args:
+        carrier: The request's scope or environ.
+        span: The current span.
     """
-    span: Any = trace_api.get_current_span()
-    if span is trace_api.INVALID_SPAN or not span.is_recording():
-        return None
-    if getattr(span, "kind", None) is not SpanKind.SERVER:
-        return None
+    if not span.is_recording() or getattr(span, "kind", None) is not SpanKind.SERVER:
+        return False
     outer = current_record()
     if outer is not None and outer.root_span_id == span.get_span_context().span_id:
-        return None
+        return False
     telemetry = carrier.get("fastapi.telemetry")
     if telemetry is not None:
-        return span if getattr(telemetry, "span", None) is span else None
+        return getattr(telemetry, "span", None) is span
     if carrier.get("starlette.opentelemetry"):
-        return span
+        return True
     scope = getattr(span, "instrumentation_scope", None)
-    return span if scope is not None and scope.name.startswith("opentelemetry.instrumentation.") else None
+    return scope is not None and scope.name.startswith("opentelemetry.instrumentation.")
+
+
+def is_left_out(carrier: Mapping[str, Any], span: Any) -> bool:
+    """True where a framework or another middleware has opened this request's root, and its sampler left it out.
+
+    Such a span says nothing of who has made it: unless the framework names it, it counts where nothing of ours
+    is around it and it was made in this process.
+
+    Args:
+        carrier: The request's scope or environ.
+        span: The current span.
+    """
+    if span.is_recording():
+        return False
+    telemetry = carrier.get("fastapi.telemetry")
+    if telemetry is not None:
+        return getattr(telemetry, "span", None) is span
+    ids = span.get_span_context()
+    left_out = ids.is_valid and not ids.is_remote and not ids.trace_flags.sampled
+    return left_out and current_record() is None and provider.is_joined_now()
+
+
+def _caller(identity: Identity) -> SpanContext | None:
+    """Return the caller's span, as far as the headers name one."""
+    traceparent = identity.traceparent
+    return None if traceparent is None else parse_traceparent(traceparent, identity.tracestate)
+
+
+def _baggage(identity: Identity) -> Context:
+    """Return a context with the baggage of a caller whom we trust; a stranger's is not passed on in our name."""
+    if identity.baggage is None:
+        return _CLEAN
+    from opentelemetry.baggage.propagation import W3CBaggagePropagator
+
+    return W3CBaggagePropagator().extract({"baggage": identity.baggage}, _CLEAN)
 
 
 def _names(header: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -28,6 +28,9 @@ SESSION_METADATA: Final = "mlflow.trace.session"
 USER_METADATA: Final = "mlflow.trace.user"
 MODEL_METADATA: Final = "mlflow.modelId"
 
+LATE: Final = 1  # of `TraceRecord.late`
+LATE_FAILED: Final = 2
+
 _alive: weakref.WeakValueDictionary[int, TraceRecord] = weakref.WeakValueDictionary()
 
 
@@ -63,6 +66,7 @@ class TraceRecord:
         "error",
         "outcome",
         "failure",
+        "late",
         "attributes",
         "dropped_spans",
         "held_back",
@@ -94,6 +98,7 @@ class TraceRecord:
         self.error = False
         self.outcome: str | None = None
         self.failure: Mapping[str, Any] | None = None  # the exception that left the handler's span, as an event's
+        self.late = 0  # whether spans began after the root had ended, and failed
         self.attributes: dict[str, Any] = {}  # the root's, merged in when it is written
         self.dropped_spans: dict[int, int | None] | None = None  # span id -> parent of spans that are not kept
         self.held_back: list[ReadableSpan] | None = None  # spans waiting for the decision to keep the trace

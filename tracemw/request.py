@@ -1,10 +1,16 @@
 """One request's trace: enriched while the request runs, settled, ended once. Shared by both middlewares.
 
 The middlewares know their protocol; `opening` knows how a trace begins; what a request does to its trace is here.
+
+An exception on its way out of the application is not yet the request's: a middleware may still answer it with a
+400. It counts when it has left the application, or when the answer is a 5xx. So the root of a request whose
+response and exceptions do not agree (a 500 that nobody has raised anything for, a 400 with an exception behind it)
+waits until the application returns: a moment, or `GRACE` where a background task keeps the application busy.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, MutableMapping
 from time import perf_counter_ns
 from typing import Any, Final, Protocol
@@ -12,14 +18,17 @@ from typing import Any, Final, Protocol
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode
 
+from tracemw import afterwards
 from tracemw.bodies import REQUEST, RESPONSE, Tee
-from tracemw.failure import EVENT, MESSAGE, TYPE
+from tracemw.failure import EVENT, MESSAGE, TYPE, outcome_of, record_exception
 from tracemw.guard import guarded
 from tracemw.logging import describe
-from tracemw.record import TraceRecord
+from tracemw.record import LATE_FAILED, TraceRecord
 
 # Under this key of the scope or environ stands the request's trace: whoever finds it there enriches it.
 KEY: Final = "tracemw.request"
+
+GRACE: Final = 1.0  # seconds that a root waits for the application to return
 
 _REDACTED_LATER: Final = frozenset({"url.query", REQUEST, RESPONSE})
 
@@ -47,41 +56,36 @@ class RequestTrace:
         record: What is known about the trace.
         context: The OpenTelemetry context that the application runs in.
         status: The status code the client saw, None before the response starts.
-        adopted: The root is somebody else's, who ends it.
+        mode: Whose root it is: "owned", "joined" or "adopted"; "suppressed" if nothing is recorded.
         ended: The root has ended.
-        disconnected: The client went away.
-        failed: The protocol says that the server failed.
+        gone_at: When the whole response had been sent (by `perf_counter_ns`), 0 before.
+        size: Bytes of the body that were sent.
+        noted: An exception that left a part of the application.
+        failure: Why the request counts as failed, though there was no exception and no status that says so.
         claimed_user: The user as the header has it.
         request_body: Keeps a copy, where the settings ask for it.
         response_body: Likewise.
     """
 
-    __slots__ = (
-        "record",
-        "context",
-        "status",
-        "_resolver",
-        "_carrier",
-        "_inner",
-        "_route",
-        "_span",
-        "_mode",
-        "adopted",
-        "claimed_user",
-        "_method",
-        "_started",
-        "_first_byte",
-        "_chunks",
-        "_size",
-        "_exception",
-        "_settled",
-        "ended",
-        "_end_ns",
-        "disconnected",
-        "failed",
-        "request_body",
-        "response_body",
-    )
+    # What every request begins with; an instance has its own value only where that differs.
+    status: int | None = None
+    ended = False
+    gone_at = 0
+    noted: Exception | None = None
+    failure: str | None = None
+    request_body: Tee | None = None
+    response_body: Tee | None = None
+    _inner: tuple[Adapted, Mapping[str, Any]] | None = None
+    _route: str | None = None
+    _exception: BaseException | None = None  # has left the application
+    _left_ns = 0  # when the client had gone
+    _end_ns = 0
+    _settled = False
+    _timer: Any = None
+    _turn = 0  # of the event loop, when the response had been sent
+    _first_byte = 0
+    _chunks = 0
+    size = 0
 
     def __init__(
         self,
@@ -95,111 +99,129 @@ class RequestTrace:
     ) -> None:
         self.record = record
         self.context = context
-        self.status: int | None = None
-        self.disconnected = False
-        self.failed = False
-        self.request_body: Tee | None = None
-        self.response_body: Tee | None = None
-        self._end_ns = 0
+        self.claimed_user: str | None = None
         self._resolver = resolver
         self._carrier = carrier
-        self._inner: tuple[Adapted, Mapping[str, Any]] | None = None
-        self._route: str | None = None
         self._span = span
-        self.adopted = mode == "adopted"
-        self._mode = mode
+        self.mode = mode
         self._method = method
-        self.claimed_user = record.user_id
         self._started = perf_counter_ns()
-        self._first_byte = 0
-        self._chunks = 0
-        self._size = 0
-        self._exception: BaseException | None = None
-        self._settled = False
-        self.ended = False
-
-    def also_known_to(self, inner: Adapted, carrier: Mapping[str, Any]) -> None:
-        """Ask somebody further inside where nobody here knows the route; they may see another carrier, too."""
-        self._inner = (inner, carrier)
 
     def __str__(self) -> str:
         """Return the ids, as access logs show them: gunicorn's `%({tracemw.request}e)s`."""
         return describe(self.record)
 
     @property
+    def disconnected(self) -> bool:
+        """True where the client went away before it had the response."""
+        return self._left_ns != 0
+
+    @property
     def may_be_empty(self) -> bool:
         """True where a server need not read the body: the answer to HEAD, 204, 304."""
         return self._method == "HEAD" or self.status in (204, 304)
 
+    # What happens to it.
+
+    def also_known_to(self, inner: Adapted, carrier: Mapping[str, Any]) -> None:
+        """Ask somebody further inside where nobody here knows the route; they may see another carrier, too."""
+        self._inner = (inner, carrier)
+
+    def began_at(self, start_ns: int, now_ns: int) -> None:
+        """Take note that the root had begun before us."""
+        self._started -= max(0, now_ns - start_ns)
+
     def response_started(self, status: int) -> None:
-        """Take note of the status; the route and the authenticated user are known by now."""
+        """Take note of the status; the framework still knows the route and the authenticated user."""
         self.status = status
         if self._resolver.knows_users:
-            self._resolve_user()
+            self.resolve_user()
             self.find_route()
         elif self._inner is not None:
             self.find_route()
-
-    def find_route(self) -> None:
-        """Ask which route was chosen, while the framework still knows."""
-        if self._route is None:
-            self._route = self._resolver.route(self._carrier)
-            if self._route is None and self._inner is not None:
-                self._route = self._inner[0].route(self._inner[1])
 
     def body_sent(self, size: int) -> None:
         """Take note of a part of the body."""
         if not self._first_byte:
             self._first_byte = perf_counter_ns()
         self._chunks += 1
-        self._size += size
+        self.size += size
+
+    @guarded()
+    def completing(self) -> None:
+        """Take note that the last part of the response is about to be sent: an adopted root ends with it."""
+        if self.mode == "adopted":
+            self._complete()
+            self.settle()
+
+    @guarded()
+    def completed(self) -> None:
+        """Take note that the response has been sent; that ends the root, unless an exception may still come."""
+        self._complete()
+        self._turn = afterwards.turn()
+        if (self.noted is None) == (self.status is not None and self.status < 500):
+            self._end()
+        else:
+            self._end_soon()
+
+    @guarded()
+    def closed(self) -> None:
+        """Take note that a connection has been closed; its root ends when the application returns, or soon."""
+        self._complete()
+        self._turn = afterwards.turn()
+        self._end_soon()
+
+    @guarded()
+    def exhausted(self) -> None:
+        """Take note that there is no more of the response to come, and end the root."""
+        self._complete()
+        self._end()
+
+    def _complete(self) -> None:
+        if not self.gone_at:
+            self.gone_at = now = perf_counter_ns()
+            self._end_ns = self.record.start_ns + now - self._started
+
+    @guarded()
+    def client_left(self) -> None:
+        """Take note that the client went away; the request is over, though the application may not know yet."""
+        if not self.gone_at and not self._left_ns:
+            self._left_ns = self._now()
+            self._end_soon()
 
     @guarded()
     def raised(self, exc: BaseException) -> None:
-        """Take note of an exception that left the application (or a part of it); the first one counts."""
-        if self._exception is not None or self.ended or not self.record.recording:
+        """Take note of an exception that left a part of the application; somebody may still handle it."""
+        if isinstance(exc, Exception) and not self.ended:
+            self.noted = exc
+
+    @guarded()
+    def left(self, exc: BaseException) -> None:
+        """Take note of an exception that left the application."""
+        if self.ended:
+            if exc is not self._told() and self.record.late != LATE_FAILED:
+                self._did_afterwards(exc)
+            self.gone_at = 0
             return
         self._exception = exc
-        if isinstance(exc, Exception) and not self._left_by_client(exc) and self._span.is_recording():
-            self._span.record_exception(exc)
+        if self._settled:  # an adopted root, which its owner has ended
+            self.record.outcome, self.record.error = "error", True
+            self.record.changed()
 
     @guarded()
-    def settle(self) -> None:
-        """Write what is known onto the record, and onto a root span that others will see.
+    def returned(self) -> None:
+        """Take note that the application has returned, later than it had sent the response."""
+        self.noted = None  # exceptions hold their frames, which hold us
+        if not self.gone_at or self.record.late:
+            return
+        took = perf_counter_ns() - self.gone_at
+        if took > afterwards.BLOCKING or (took > afterwards.QUICK and afterwards.turn() != self._turn):
+            self._did_afterwards(None)
 
-        For an adopted root this has to come before its owner can end it.
-        """
-        self._settle()
-
-    @guarded()
-    def end(self) -> None:
-        """End the root, once. Its duration is the one that was settled first."""
-        if self.ended:
-            return
-        self.ended = True
-        if not self.record.recording:
-            return
-        self._settle()
-        record = self.record
-        if self.adopted:  # its owner ends it
-            return
-        if record.error:
-            self._span.set_status(Status(StatusCode.ERROR, self._error_text()))
-        self._span.end(record.end_ns)
-
-    def _settle(self) -> None:
-        if self._settled or not self.record.recording:
-            return
-        self._settled = True
-        record = self.record
-        record.end_ns = self._end_ns or self._now()
-        record.outcome = outcome = self._outcome()
-        record.error = outcome == "error"
-        if self.status is None and self._resolver.knows_users:
-            self._resolve_user()
-        self._describe(record)
-        if self._mode != "owned":
-            self._mirror(record)
+    def _did_afterwards(self, exc: BaseException | None) -> None:
+        if self.record.recording:
+            start_ns = self._end_ns or self._left_ns or self.record.end_ns or 0
+            afterwards.record_work(self.context, start_ns, self._now(), exc)
 
     def response_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers that the response gets, unless the application has set them itself."""
@@ -214,45 +236,88 @@ class RequestTrace:
             headers.append((b"server-timing", timing))
         return headers
 
-    def note_end(self) -> None:
-        """Take note that the response is complete; the root ends then, though it is closed later."""
-        if not self._end_ns:
-            self._end_ns = self._now()
-        if self.adopted:
-            self.settle()  # its owner ends it with the last part of the response
+    # Its end.
+
+    @guarded()
+    def settle(self) -> None:
+        """Write what is known onto the record, and onto a root span that others will see.
+
+        For an adopted root this has to come before its owner can end it.
+        """
+        record = self.record
+        if self._settled or not record.recording:
+            return
+        self._settled = True
+        record.end_ns = self._end_ns or self._left_ns or self._now()
+        record.outcome = outcome = self._outcome()
+        record.error = outcome == "error"
+        if self.status is None:
+            self.resolve_user()
+        self._describe(record)
+        if record.error:
+            self._tell_failure(record)
+        if self.mode != "owned":
+            self._mirror(record)
+
+    @guarded()
+    def end(self) -> None:
+        """End the root, once. Its duration is the one that was settled first."""
+        self._end()
+
+    def _end(self) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.record.recording:
+            self.settle()
+            if self.mode != "adopted":  # else its owner ends it
+                self._span.end(self.record.end_ns)
+
+    def _end_soon(self) -> None:
+        """End the root after a while, whatever the application does; without asyncio, when it returns."""
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is None or self._timer is not None:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._timer = loop.call_later(GRACE, self.end)
 
     def _now(self) -> int:
         return self.record.start_ns + perf_counter_ns() - self._started
 
     # How it went.
 
+    def _told(self) -> BaseException | None:
+        """Return the exception that the request failed with."""
+        if self._exception is not None:
+            return self._exception
+        return self.noted if self.status is None or self.status >= 500 else None
+
     def _outcome(self) -> str:
-        exc = self._exception
-        if exc is not None and (self.disconnected or self._left_by_client(exc)):
-            return "disconnected"
-        if exc is not None and not isinstance(exc, Exception):
-            return "cancelled"
-        if exc is not None or self.failed or (self.status is not None and self.status >= 500):
-            return "error"
-        if self.disconnected:
-            return "disconnected"
-        return "completed" if self.status is not None else "error"
-
-    @staticmethod
-    def _left_by_client(exc: BaseException) -> bool:
-        """True for what servers raise when there is nobody left to send to (ASGI spec 2.4: an OSError)."""
-        return isinstance(exc, ConnectionError) or type(exc).__name__ in ("ClientDisconnect", "ClientDisconnected")
-
-    def _error_text(self) -> str | None:
-        exc, answered = self._exception, self._answered()
+        exc = self._told()
         if exc is not None:
-            return f"{type(exc).__name__}: {exc}"
-        return None if answered is None else f"{answered[TYPE]}: {answered[MESSAGE]}"
+            if outcome_of(exc) is not None:
+                return "disconnected" if self._left_ns else "cancelled"
+            return "disconnected" if self._left_ns and _tells_of_leaving(exc) else "error"
+        if self.failure is not None or (self.status is not None and self.status >= 500):
+            return "error"
+        if self._left_ns:
+            return "disconnected"
+        return "completed" if self.gone_at else "error"
 
-    def _answered(self) -> Mapping[str, Any] | None:
-        """Return the exception of the traced handler that was answered with a server error, if there was one."""
-        failed = self._exception is None and self.status is not None and self.status >= 500
-        return self.record.failure if failed else None
+    def _error_type(self) -> str:
+        exc = self._told()
+        if exc is not None:
+            return _type_name(exc)
+        if self.failure is not None:
+            return self.failure
+        if self.status is None:
+            return "no_response"
+        return str(self.status) if self.status >= 500 else "incomplete_response"
 
     # What it was.
 
@@ -268,22 +333,35 @@ class RequestTrace:
         if self._first_byte:
             attributes["tracemw.ttfb_ms"] = round((self._first_byte - self._started) / 1e6, 3)
             attributes["tracemw.chunks"] = self._chunks
-            attributes["http.response.body.size"] = self._size
+            attributes["http.response.body.size"] = self.size
         if self.request_body is not None:
             attributes.update(self.request_body.attributes(REQUEST))
         if self.response_body is not None:
             attributes.update(self.response_body.attributes(RESPONSE))
-        if record.error:
-            exc, answered = self._exception, self._answered()
-            if answered is not None and self._span.is_recording():
-                self._span.add_event(EVENT, answered)
-            attributes["error.type"] = (
-                _type_name(exc)
-                if exc is not None
-                else answered[TYPE]
-                if answered is not None
-                else str(self.status or "no_response")
-            )
+
+    def find_route(self) -> None:
+        """Ask which route was chosen, while the framework still knows."""
+        if self._route is None:
+            self._route = self._resolver.route(self._carrier)
+            if self._route is None and self._inner is not None:
+                self._route = self._inner[0].route(self._inner[1])
+
+    @guarded()
+    def _tell_failure(self, record: TraceRecord) -> None:
+        """Put the error onto the root: its type, and one event for its exception."""
+        exc, span, answered = self._told(), self._span, None
+        if exc is None and self.failure is None:
+            answered = record.failure  # of the handler: it did not pass us, the framework has answered it
+        record.attributes["error.type"] = self._error_type() if answered is None else answered[TYPE]
+        if not span.is_recording():
+            return
+        if exc is not None:
+            record_exception(span, exc)
+        elif answered is not None:
+            span.add_event(EVENT, answered)
+            span.set_status(Status(StatusCode.ERROR, f"{answered[TYPE]}: {answered[MESSAGE]}"))
+        elif self.mode != "adopted":
+            span.set_status(Status(StatusCode.ERROR))
 
     @guarded()
     def _mirror(self, record: TraceRecord) -> None:
@@ -293,17 +371,17 @@ class RequestTrace:
         span = self._span
         if not span.is_recording():
             return
-        if self._mode == "joined":
+        if self.mode == "joined":
             span.update_name(record.name)
             span.set_attributes(public(record.attributes))
         span.set_attributes(mirrored(record))
 
     @guarded()
-    def _resolve_user(self) -> None:
+    def resolve_user(self) -> None:
         """Let what server code knows of the user win over what a header claimed."""
         record = self.record
-        if record.user_id != self.claimed_user:  # set with `update_current_trace`
-            return
+        if not self._resolver.knows_users or record.user_id != self.claimed_user:
+            return  # nobody to ask, or set with `update_current_trace`
         user = self._resolver.user(self._carrier)
         if user is not None:
             record.user_id = self.claimed_user = user
@@ -317,3 +395,17 @@ def public(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _type_name(exc: BaseException) -> str:
     kind = type(exc)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _tells_of_leaving(exc: BaseException) -> bool:
+    """True for what follows from a client's having left; another exception is the application's own."""
+    children = getattr(exc, "exceptions", None)  # an exception group
+    if isinstance(children, tuple) and children:
+        return all(_tells_of_leaving(child) for child in children)
+    kind = type(exc)
+    return (
+        isinstance(exc, ConnectionError)
+        or kind is OSError
+        or "Disconnect" in kind.__name__
+        or kind.__module__.startswith("anyio")
+    )

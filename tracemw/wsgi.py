@@ -8,7 +8,9 @@ Specification: PEP 3333.
 from __future__ import annotations
 
 import contextvars
+import threading
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from functools import partial
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -17,7 +19,7 @@ from tracemw import config, provider
 from tracemw.adapting import Attached
 from tracemw.bodies import Tee, TeeInput, content_type
 from tracemw.guard import guarded
-from tracemw.opening import RequestTracer
+from tracemw.opening import RequestTracer, method_attributes
 from tracemw.request import KEY, RequestTrace
 
 Environ = MutableMapping[str, Any]
@@ -58,8 +60,7 @@ class WSGITraceMiddleware:
         if request is None:
             return self.app(environ, start_response)
         assert self._tracer is not None  # it opened the request
-        response = _Response(request, contextvars.copy_context(), self._tracer)
-        return response.run(self.app, environ, start_response)
+        return _Response(request, self._tracer).run(self.app, environ, start_response)
 
     def _enrich(
         self, request: RequestTrace, environ: Environ, start_response: StartResponse
@@ -81,24 +82,14 @@ class WSGITraceMiddleware:
         if tracer is None or self._generation != config.generation():
             tracer = self._compile()
         self._attached.keep_prepared()
-        identity = tracer.identity.from_environ(environ)
-        path = _wsgi_text(environ.get("SCRIPT_NAME", "")) + _wsgi_text(environ.get("PATH_INFO", ""))
-        protocol = environ.get("SERVER_PROTOCOL", "HTTP/1.1")
-        attributes: dict[str, Any] = {
-            "url.scheme": environ.get("wsgi.url_scheme", "http"),
-            "url.path": path,
-            "network.protocol.version": protocol.rpartition("/")[2],
-        }
-        peer = environ.get("REMOTE_ADDR")
-        if peer:
-            attributes["client.address"] = peer
-        if name := environ.get("SERVER_NAME"):
-            attributes["server.address"] = name
-        if (port := environ.get("SERVER_PORT", "")).isdigit():
-            attributes["server.port"] = int(port)
-        if query := environ.get("QUERY_STRING"):
-            attributes["url.query"] = query
-        return tracer.open(environ, identity, environ.get("REQUEST_METHOD", ""), path, attributes, peer)
+        return tracer.open(
+            environ,
+            tracer.identity.from_environ(environ),
+            environ.get("REQUEST_METHOD", ""),
+            _path(environ),
+            _attributes,
+            environ.get("REMOTE_ADDR"),
+        )
 
     def _compile(self) -> RequestTracer:
         """Make the tracer of the settings that are in force now."""
@@ -119,29 +110,31 @@ class WSGITraceMiddleware:
 class _Response:
     """One response on its way: runs the application and its body in the request's context."""
 
-    __slots__ = ("request", "_context", "_headers", "_keeps_request_body", "_keeps_response_body", "_entered")
+    __slots__ = ("request", "_context", "_tracer", "_entered", "_headers", "_files")
 
-    def __init__(self, request: RequestTrace, context: contextvars.Context, tracer: RequestTracer) -> None:
+    def __init__(self, request: RequestTrace, tracer: RequestTracer) -> None:
         self.request = request
-        self._context = context
-        self._headers = tracer.response_headers
-        self._keeps_request_body = tracer.keeps_request_body and request.record.recording
-        self._keeps_response_body = tracer.keeps_response_body and request.record.recording
-        self._entered = False
+        self._context = contextvars.copy_context()
+        self._tracer = tracer
+        self._entered = threading.Lock()
+        self._headers: list[tuple[str, str]] = []
+        self._files: list[Any] = []  # made by a server's `wsgi.file_wrapper` that is no class
 
     def run(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Call the application and wrap what it answers."""
         request = self.request
-        if self._keeps_request_body:
-            self._tee_input(environ)
+        self._prepare(environ)
         try:
             body = self.inside(self._call, app, environ, start_response)
         except BaseException as exc:
-            request.raised(exc)
+            request.left(exc)
             request.end()
             raise
-        wrapped: Iterable[bytes] | None = self._wrap(body, environ)
-        return body if wrapped is None else wrapped
+        wrapped = self._wrap(body, environ)
+        if wrapped is None:
+            request.exhausted()
+            return body  # type: ignore[no-any-return]
+        return wrapped
 
     def inside(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in the request's context, on this thread.
@@ -149,91 +142,126 @@ class _Response:
         A context can be entered once at a time; a second thread (a `close()` while a part is being made)
         gets a copy.
         """
-        if self._entered:
+        entered = self._entered
+        if not entered.acquire(blocking=False):
             return self._context.copy().run(function, *args)
-        self._entered = True
         try:
             return self._context.run(function, *args)
         finally:
-            self._entered = False
+            entered.release()
 
     def _call(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         otel_context.attach(self.request.context)  # never detached: this context ends with the request
 
         def traced_start_response(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            ours = self._started(status, headers)
-            write = start_response(status, headers if ours is None else ours, *exc_info)
-            return self._counting(write)
+            write = start_response(status, self._with_headers(headers) or headers, *exc_info)
+            self._started(status, headers, exc_info)
+            return partial(self._write, write)
 
         return app(environ, traced_start_response)
 
     @guarded()
-    def _started(self, status: str, headers: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
-        self.request.response_started(int(status[:3]))
-        if self._keeps_response_body:
-            self.request.response_body = Tee(content_type(headers))
-        if not self._headers:
+    def _prepare(self, environ: Environ) -> None:
+        """Have the application use our copies of what the server gave it, where we have to know what it does."""
+        request = self.request
+        if self._tracer.keeps_request_body and request.record.recording:
+            tee = request.request_body = Tee(environ.get("CONTENT_TYPE", ""))
+            environ["wsgi.input"] = TeeInput(environ["wsgi.input"], tee)
+        file_wrapper = environ.get("wsgi.file_wrapper")
+        if file_wrapper is not None and not isinstance(file_wrapper, type):
+
+            def noted(*args: Any) -> Any:
+                self._files.append(file_wrapper(*args))
+                return self._files[-1]
+
+            environ["wsgi.file_wrapper"] = noted
+
+    @guarded()
+    def _with_headers(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
+        """Return the headers with ours, where the application has not set them; None to leave them."""
+        if not self._tracer.response_headers or not isinstance(headers, list):
             return None
-        present = {name.lower() for name, _ in headers}
-        ours = [(n.decode().title(), v.decode("latin-1")) for n, v in self.request.response_headers()]
-        return [*headers, *(header for header in ours if header[0].lower() not in present)]
+        present = [name.lower() for name, _ in headers]
+        ours = [(n.decode(), v.decode("latin-1")) for n, v in self.request.response_headers()]
+        return [*headers, *((name.title(), value) for name, value in ours if name not in present)]
 
-    def _counting(self, write: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-        """Wrap the `write` callable of old applications, so that what it sends counts."""
+    @guarded()
+    def _started(self, status: str, headers: list[tuple[str, str]], exc_info: tuple[Any, ...]) -> None:
+        request = self.request
+        self._headers = headers
+        request.response_started(int(status[:3]))
+        if exc_info and exc_info[0]:  # the exception that the application is answering
+            request.raised(exc_info[0][1])
+        if self._tracer.keeps_response_body and request.record.recording:
+            request.response_body = Tee(content_type(headers))
 
-        def counting_write(data: bytes) -> Any:
-            self.sent(data)
-            return write(data)
-
-        return counting_write
+    def _write(self, write: Callable[[bytes], Any], data: bytes) -> Any:
+        """What old applications get from `start_response`: sends a part at once."""
+        self.sent(data)
+        return write(data)
 
     @guarded()
     def sent(self, part: Any) -> None:
         """Take note of a part of the body."""
-        self.request.body_sent(len(part))
-        if self.request.response_body is not None:
-            self.request.response_body.add(part)
+        request = self.request
+        request.body_sent(len(part))
+        if request.response_body is not None:
+            request.response_body.add(part)
 
-    @guarded()
-    def _tee_input(self, environ: Environ) -> None:
-        tee = self.request.request_body = Tee(environ.get("CONTENT_TYPE", ""))
-        environ["wsgi.input"] = TeeInput(environ["wsgi.input"], tee)
+    @property
+    def is_whole(self) -> bool:
+        """True where the response has all that its Content-Length promised, or may have nothing."""
+        return self.request.may_be_empty or self.request.size >= self.promised > 0
+
+    @property
+    def promised(self) -> int:
+        """The response's Content-Length, 0 without one."""
+        text = next((value for name, value in self._headers if name.lower() == "content-length"), "")
+        return int(text) if text.isdecimal() else 0
 
     @guarded()
     def _wrap(self, body: Any, environ: Environ) -> Iterable[bytes] | None:
-        file_wrapper = environ.get("wsgi.file_wrapper")
-        if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+        if self._is_file(body, environ.get("wsgi.file_wrapper")):
             return self._wrap_file(body)
         return _SizedBody(self, body) if hasattr(body, "__len__") else _Body(self, body)
 
-    def _wrap_file(self, body: Any) -> Iterable[bytes]:
-        """Leave a file to the server as it is, which may hand it to the kernel; the root ends at `close()`."""
+    def _is_file(self, body: Any, file_wrapper: Any) -> bool:
+        return any(body is file for file in self._files) or (
+            isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
+        )
+
+    def _wrap_file(self, body: Any) -> Iterable[bytes] | None:
+        """Leave a file to the server as it is, which may hand it to the kernel; the root ends at `close()`.
+
+        Where even that cannot be seen (uWSGI's own objects), it ends now.
+        """
         close = getattr(body, "close", None)
+        request = self.request
+        request.body_sent(self.promised)
 
         def closing() -> None:
             try:
                 if close is not None:
                     self.inside(close)
             finally:
-                self.request.end()
+                request.exhausted()
 
         try:
             body.close = closing
         except AttributeError:
-            self.request.end()
+            return None
         return body  # type: ignore[no-any-return]
 
 
 class _Body:
-    """The body of a response; the request ends when the server closes it, or drops it."""
+    """The body of a response; the request ends with its last part, or when the server closes it or drops it."""
 
-    __slots__ = ("_response", "_iterable", "_iterator", "_exhausted", "_closed")
+    __slots__ = ("_response", "_iterable", "_iterator", "_closed")
 
     def __init__(self, response: _Response, iterable: Iterable[bytes]) -> None:
         self._response = response
         self._iterable = iterable
         self._iterator: Iterator[bytes] | None = None
-        self._exhausted = False
         self._closed = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -246,12 +274,11 @@ class _Body:
                 self._iterator = response.inside(iter, self._iterable)
             part: bytes = response.inside(next, self._iterator)
         except StopIteration:
-            self._exhausted = True
-            response.request.note_end()
+            response.request.exhausted()
             raise
         except BaseException as exc:
-            self._exhausted = True
-            response.request.raised(exc)
+            response.request.left(exc)
+            response.request.end()
             raise
         response.sent(part)
         return part
@@ -266,7 +293,7 @@ class _Body:
             if close is not None:
                 self._response.inside(close)
         except BaseException as exc:
-            self._response.request.raised(exc)
+            self._response.request.left(exc)
             raise
         finally:
             self._end()
@@ -279,9 +306,13 @@ class _Body:
     @guarded()
     def _end(self) -> None:
         request = self._response.request
-        if not self._exhausted and not request.may_be_empty:
-            request.disconnected = True
-        request.end()
+        if request.ended:
+            return
+        if self._response.is_whole:
+            request.exhausted()
+        else:
+            request.client_left()
+            request.end()
 
 
 class _SizedBody(_Body):
@@ -293,8 +324,24 @@ class _SizedBody(_Body):
         return len(self._iterable)  # type: ignore[arg-type]
 
 
-def _wsgi_text(value: str) -> str:
-    """Return the text behind a WSGI string, which holds bytes as latin-1 (PEP 3333)."""
-    if value.isascii():
-        return value
-    return value.encode("latin-1", "replace").decode("utf-8", "replace")
+def _attributes(environ: Environ) -> dict[str, Any]:
+    """Return the root's attributes, in the names of OpenTelemetry's semantic conventions."""
+    attributes = method_attributes(environ.get("REQUEST_METHOD", ""))
+    attributes["url.scheme"] = environ.get("wsgi.url_scheme", "http")
+    attributes["url.path"] = _path(environ)
+    attributes["network.protocol.version"] = environ.get("SERVER_PROTOCOL", "HTTP/1.1").rpartition("/")[2]
+    if peer := environ.get("REMOTE_ADDR"):
+        attributes["client.address"] = peer
+    if name := environ.get("SERVER_NAME"):
+        attributes["server.address"] = name
+    if (port := environ.get("SERVER_PORT", "")).isdecimal():
+        attributes["server.port"] = int(port)
+    if query := environ.get("QUERY_STRING"):
+        attributes["url.query"] = query
+    return attributes
+
+
+def _path(environ: Environ) -> str:
+    """Return the whole path: WSGI splits it, and its strings hold bytes as latin-1 (PEP 3333)."""
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return path if path.isascii() else path.encode("latin-1", "replace").decode("utf-8", "replace")

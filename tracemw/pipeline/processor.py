@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, StatusCode
 
 from tracemw.guard import guarded
 from tracemw.pipeline import current
-from tracemw.record import TraceRecord, current_record, record_of
+from tracemw.record import LATE, LATE_FAILED, TraceRecord, current_record, record_of
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -79,6 +79,8 @@ class TraceProcessor(SpanProcessor):
         record.dropped_spans[span.context.span_id] = span.parent.span_id if span.parent else None
 
     def _keep(self, record: TraceRecord, span: ReadableSpan) -> None:
+        if record.ended:
+            _note_late(record, span)
         held_back = record.held_back
         if held_back is None:
             if record.recording:
@@ -119,6 +121,13 @@ def _take_status(record: TraceRecord, span: ReadableSpan) -> None:
     status = attributes.get(STATUS, attributes.get("http.status_code"))  # the latter before semconv 1.21
     if status is not None:
         record.attributes[STATUS] = status
+
+
+def _note_late(record: TraceRecord, span: ReadableSpan) -> None:
+    """Take note of work after the response that has a span of its own."""
+    if record.end_ns is not None and (span.start_time or 0) >= record.end_ns:
+        failed = span.status.status_code is StatusCode.ERROR
+        record.late = LATE_FAILED if failed else record.late or LATE
 
 
 def pipeline_changed(record: TraceRecord) -> None:

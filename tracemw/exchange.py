@@ -1,0 +1,206 @@
+"""What passes on one ASGI connection: an HTTP request and its response, or a WebSocket.
+
+Specification: https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from time import perf_counter_ns
+from typing import Any, Final
+
+from tracemw.bodies import Tee, content_type
+from tracemw.guard import guarded
+from tracemw.opening import RequestTracer
+from tracemw.request import RequestTrace
+
+Message = MutableMapping[str, Any]
+
+# RFC 6455 §7.4.1: protocol errors and a failed server; with 1000, 1001 and 1012 (a restart) connections end.
+FAILED_CLOSES: Final = frozenset({1002, 1003, 1007, 1009, 1010, 1011, 1013, 1014, 1015})
+ABNORMAL: Final = 1006  # there was no close: the connection broke off
+NO_CODE: Final = 1005
+MAX_REASON: Final = 250  # characters; the protocol allows 123 bytes
+
+
+class Exchange:
+    """One HTTP request and its response.
+
+    Attributes:
+        is_last: The message that was looked at last completes the response.
+    """
+
+    __slots__ = ("is_last", "_request", "_tracer", "_trailers")
+
+    def __init__(self, request: RequestTrace, tracer: RequestTracer, scope: MutableMapping[str, Any]) -> None:
+        self.is_last = False
+        self._request = request
+        self._tracer = tracer
+        self._trailers = False
+        if tracer.keeps_request_body:
+            self._keep_request_body(scope)
+
+    @guarded()
+    def sending(self, message: Message) -> Message | None:
+        """Look at a message before it is sent; return the one to be sent instead, if there is one."""
+        kind = message["type"]
+        request = self._request
+        if kind == "http.response.body":
+            body = message.get("body") or b""
+            request.body_sent(len(body))
+            if request.response_body is not None:
+                request.response_body.add(body)
+            is_last = not message.get("more_body", False) and not self._trailers
+        elif kind == "http.response.start":
+            return self._started(message)
+        elif kind == "http.response.trailers":
+            is_last = not message.get("more_trailers", False)
+        elif kind == "http.response.zerocopysend":
+            is_last = not message.get("more_body", False) and not self._trailers
+        else:
+            is_last = kind == "http.response.pathsend"
+        if is_last:
+            self.is_last = True
+            request.completing()
+        return None
+
+    def _started(self, message: Message) -> Message | None:
+        request = self._request
+        self._trailers = bool(message.get("trailers", False))
+        request.response_started(int(message["status"]))
+        if self._tracer.keeps_response_body:
+            request.response_body = Tee(content_type(headers_of(message)))
+        return with_headers(request, message) if self._tracer.response_headers else None
+
+    @guarded()
+    def received(self, message: Message) -> None:
+        """Look at a message that the application receives."""
+        if message["type"] == "http.disconnect":
+            self._request.client_left()
+        elif self._request.request_body is not None:
+            self._request.request_body.add(message.get("body"))
+
+    @guarded()
+    def _keep_request_body(self, scope: MutableMapping[str, Any]) -> None:
+        self._request.request_body = Tee(content_type(scope.get("headers") or ()))
+
+
+class Socket:
+    """One WebSocket connection: its handshake, how much passed, and how it was closed."""
+
+    __slots__ = ("_request", "_headers", "_received", "_sent", "_accepted", "_opened", "_code", "_reason")
+
+    def __init__(self, request: RequestTrace, tracer: RequestTracer) -> None:
+        self._request = request
+        self._headers = tracer.response_headers
+        self._received = 0
+        self._sent = 0
+        self._accepted = False
+        self._opened = perf_counter_ns()
+        self._code: int | None = None
+        self._reason: str | None = None
+
+    @guarded()
+    def received(self, message: Message) -> None:
+        """Look at a message that the application receives."""
+        kind = message["type"]
+        if kind == "websocket.receive":
+            self._received += 1
+        elif kind == "websocket.disconnect":
+            self._close(message.get("code", NO_CODE), message.get("reason"))
+
+    @guarded()
+    def sending(self, message: Message) -> Message | None:
+        """Look at a message before it is sent; return the one to be sent instead, if there is one."""
+        kind = message["type"]
+        request = self._request
+        if kind == "websocket.send":
+            self._sent += 1
+        elif kind == "websocket.accept":
+            self._accepted = True
+            request.response_started(101)
+            elapsed = (perf_counter_ns() - self._opened) / 1e6
+            request.record.attributes["tracemw.websocket.accept_ms"] = round(elapsed, 3)
+            return with_headers(request, message) if self._headers else None
+        elif kind == "websocket.http.response.start":
+            request.response_started(int(message["status"]))
+            return with_headers(request, message) if self._headers else None
+        elif kind == "websocket.http.response.body":
+            self._denied(message)
+        elif kind == "websocket.close":
+            if not self._accepted and request.status is None:
+                request.response_started(403)  # as the specification has it
+            self._close(message.get("code", 1000) if self._accepted else None, message.get("reason"))
+        return None
+
+    def _denied(self, message: Message) -> None:
+        self._request.body_sent(len(message.get("body") or b""))
+        if not message.get("more_body", False):
+            self._close(None, None)
+
+    def _close(self, code: Any, reason: Any) -> None:
+        """Take note of the end of the connection; the first one counts."""
+        request = self._request
+        if request.gone_at:
+            return
+        attributes = request.record.attributes
+        if self._accepted or code is not None:
+            self._code = NO_CODE if code is None else int(code)
+            attributes["tracemw.websocket.close_code"] = self._code
+            if reason:
+                attributes["tracemw.websocket.close_reason"] = str(reason)[:MAX_REASON]
+            if self._code == ABNORMAL:
+                request.client_left()
+            elif self._code in FAILED_CLOSES:
+                request.failure = f"websocket_close_{self._code}"
+        self._tell_messages()
+        request.closed()
+
+    def _tell_messages(self) -> None:
+        attributes = self._request.record.attributes
+        attributes["tracemw.websocket.messages_received"] = self._received
+        attributes["tracemw.websocket.messages_sent"] = self._sent
+
+    @guarded()
+    def left(self, exc: BaseException) -> None:
+        """Take note of an exception that left the application.
+
+        `WebSocketDisconnect` is how Starlette tells the application of the end, whatever its code.
+        """
+        if not (self._code is not None and type(exc).__name__ == "WebSocketDisconnect"):
+            self._request.left(exc)
+
+    @guarded()
+    def end(self) -> None:
+        """End the request, now that the application has returned."""
+        self._tell_messages()
+        if self._accepted and not self._request.gone_at:  # the server closes the connection then
+            self._request.closed()
+        self._request.end()
+
+
+@guarded()
+def answering(request: RequestTrace, message: Message) -> Message | None:
+    """Return the message with our headers where it begins a response; all there is to do for most requests
+    that are not recorded.
+    """
+    if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
+        request.resolve_user()  # for log lines
+        return with_headers(request, message)
+    return None
+
+
+def with_headers(request: RequestTrace, message: Message) -> Message:
+    """Return the message with our headers, where the application has not set them."""
+    present = headers_of(message)
+    names = [bytes(name).lower() for name, _ in present]
+    ours = [header for header in request.response_headers() if header[0] not in names]
+    return {**message, "headers": [*present, *ours]}
+
+
+def headers_of(message: Message) -> Any:
+    """Return the headers of a message; an iterator in their place becomes a list, so that it is not used up."""
+    headers = message.get("headers") or ()
+    if not isinstance(headers, (list, tuple)):
+        message["headers"] = headers = list(headers)
+    return headers
