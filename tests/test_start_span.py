@@ -175,6 +175,28 @@ def test_an_error_can_be_recorded_by_hand(captured_traces: CapturedTraces) -> No
         assert [event.name for event in stored.events] == ["exception"]
 
 
+def test_links_and_levels(captured_traces: CapturedTraces, caplog: pytest.LogCaptureFixture) -> None:
+    """Links are OpenTelemetry's or have its ids; what is none is left out with a warning; a level has a name."""
+    with tracemw.start_span("first") as first:
+        first.set_log_level("warning")
+        with pytest.raises(TracemwError, match="log level 'LOUD' is none of DEBUG, INFO"):
+            first.set_log_level("LOUD")
+    theirs = trace_api.Link(first.otel_span.get_span_context(), {"kind": "follows"})
+
+    @tracemw.trace(links=[theirs, "no link"], log_level=20, description="second")
+    def second() -> None: ...
+
+    second()
+    tracemw.start_span_no_context("third", links=[first]).end()
+    spans = [trace.data.spans[0] for trace in captured_traces]
+    assert [span.log_level for span in spans] == [30, 20, None]
+    assert spans[1].description == "second"
+    assert [[(link.span_id, link.attributes) for link in span.links] for span in spans] == [
+        [], [(first.span_id, {"kind": "follows"})], [(first.span_id, None)]
+    ]  # fmt: skip
+    assert "a link is left out: 'no link' is no link" in caplog.text
+
+
 def test_ok_is_not_final(captured_traces: CapturedTraces) -> None:
     """An exception after `set_status("OK")` is an error all the same; OK takes back an error."""
     with pytest.raises(ValueError), tracemw.start_span("first") as span:

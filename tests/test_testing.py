@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,6 +110,13 @@ def test_threads_are_captured_too(captured_traces: CapturedTraces) -> None:
     for thread in threads:
         thread.join()
     assert sorted(trace.data.spans[0].outputs for trace in captured_traces) == list(range(8))
+
+
+def test_the_plugin_is_light() -> None:
+    """pytest runs of projects that only have tracemw installed do not pay for it."""
+    code = "import pytest, sys, tracemw.testing; print([name for name in sys.modules if 'opentelemetry' in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 def test_the_fixture_begins_anew_in_each_test(pytester: pytest.Pytester) -> None:

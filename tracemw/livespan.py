@@ -232,7 +232,7 @@ class LiveSpan(Span):
             self._span.set_status(Status(StatusCode.ERROR, f"Exception: {exception}"))
 
     def add_link(self, link: Any) -> None:
-        """Add a link: an OpenTelemetry one, or any object with `trace_id`, `span_id` and `attributes`."""
+        """Add a link: to a span, an OpenTelemetry link, or an object with `trace_id`, `span_id`, `attributes`."""
         made = otel_link(link)
         self._span.add_link(made.context, made.attributes)
 
@@ -348,8 +348,8 @@ def otel_link(link: Any) -> OTelLink:
         return link
     try:
         trace_id, span_id = int(str(link.trace_id).removeprefix("tr-"), 16), int(str(link.span_id), 16)
-        attributes = getattr(link, "attributes", None)
+        attributes = None if isinstance(link, Span) else getattr(link, "attributes", None)
     except (AttributeError, ValueError):
         raise EntityError(f"{link!r} is no link: it needs trace_id and span_id in hexadecimal digits") from None
     context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-    return OTelLink(context, attributes)
+    return OTelLink(context, {str(key): encoded_attribute(str(key), attributes[key]) for key in attributes or ()})

@@ -4,7 +4,8 @@
         client.get("/items/1")
     assert traces[0].info.tags == {"plan": "pro"}
 
-With pytest, the fixture `captured_traces` is the same for one test.
+With pytest, the fixture `captured_traces` is the same for one test. pytest loads this module with every run of
+every project that has tracemw installed, so the rest of tracemw is imported by what uses it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
-from tracemw import config, pipeline, provider
-from tracemw.entities import Trace
-from tracemw.errors import SettingError
-from tracemw.pipeline.local import StoreSink
-from tracemw.pipeline.writer import Pipeline
-
 if TYPE_CHECKING:
+    from tracemw.entities import Trace
+    from tracemw.pipeline.writer import Pipeline
     from tracemw.store import Store
 
 _FLUSH = 10.0  # seconds that a look at the traces may wait for the writer; it takes milliseconds
@@ -28,7 +25,7 @@ _ALL = 1_000_000
 _FOREVER = 1e10  # seconds: a trace of long ago, told by hand, is kept too
 
 
-class CapturedTraces(Sequence[Trace]):
+class CapturedTraces(Sequence["Trace"]):
     """The traces that have ended so far, in the order in which they ended; equal to a list of the same traces.
 
     Whatever ended before a look at it is in it.
@@ -69,6 +66,8 @@ class CapturedTraces(Sequence[Trace]):
         self._pipeline.flush(_FLUSH)
         version = self._store.read("SELECT count(*), sum(revision) FROM traces")
         if version != self._version:
+            from tracemw.entities import Trace
+
             self._version = version
             ended = self._store.search("status != 'IN_PROGRESS'", max_results=_ALL).traces
             ended.sort(key=lambda stored: stored.row.start_ns + (stored.row.duration_ns or 0))
@@ -98,6 +97,11 @@ def capture_traces(**settings: Any) -> Iterator[CapturedTraces]:
     Raises:
         SettingError: A setting is unknown or has a value that it does not allow.
     """
+    from tracemw import config, pipeline
+    from tracemw.errors import SettingError
+    from tracemw.pipeline.local import StoreSink
+    from tracemw.pipeline.writer import Pipeline
+
     if settings.keys() & {"destination", "store"}:
         raise SettingError("capture_traces keeps traces in memory: leave out destination and store")
     with config.overridden(**settings) as now, _sampled_as(settings):
@@ -117,6 +121,8 @@ def capture_traces(**settings: Any) -> Iterator[CapturedTraces]:
 @contextmanager
 def _sampled_as(settings: dict[str, Any]) -> Iterator[None]:
     """Have a provider of our own made anew where the settings change how it samples."""
+    from tracemw import provider
+
     if "sample_rate" not in settings:
         yield
         return
