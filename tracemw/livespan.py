@@ -348,8 +348,8 @@ def otel_link(link: Any) -> OTelLink:
         return link
     try:
         trace_id, span_id = int(str(link.trace_id).removeprefix("tr-"), 16), int(str(link.span_id), 16)
-        attributes = None if isinstance(link, Span) else getattr(link, "attributes", None)
+        attributes: Mapping[Any, Any] = {} if isinstance(link, Span) else getattr(link, "attributes", None) or {}
     except (AttributeError, ValueError):
         raise EntityError(f"{link!r} is no link: it needs trace_id and span_id in hexadecimal digits") from None
     context = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-    return OTelLink(context, {str(key): encoded_attribute(str(key), attributes[key]) for key in attributes or ()})
+    return OTelLink(context, {str(key): encoded_attribute(str(key), value) for key, value in attributes.items()})
