@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracemw
-from tracemw import SpanStatusCode, config, guard
+from tracemw import SpanStatusCode, config, guard, stamps
 from tracemw.binding import ArgumentNames
 from tracemw.errors import TracemwError
 from tracemw.testing import CapturedTraces, capture_traces
@@ -522,6 +522,24 @@ def test_two_decorators_are_two_spans(captured_traces: CapturedTraces) -> None:
 
     work()
     assert [span.name for span in captured_traces[0].data.spans] == ["outer", "inner"]
+
+
+def test_tracing_in_a_handler_is_no_news_to_the_adapters(captured_traces: CapturedTraces) -> None:
+    """What is decorated anew with every request makes adapters look at their routes once, not every time."""
+
+    def handler() -> None:
+        @tracemw.trace
+        def inner() -> None: ...
+
+        inner()
+        tracemw.trace(max)(1, 2)
+        tracemw.trace(functools.partial(plain, 1))()
+        tracemw.trace(Shop())(1)
+
+    handler()
+    generation = stamps.generation
+    handler()
+    assert stamps.generation == generation
 
 
 def test_a_coroutine_behind_a_plain_decorator(captured_traces: CapturedTraces) -> None:

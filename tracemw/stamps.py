@@ -9,6 +9,7 @@ registered.
 from __future__ import annotations
 
 import functools
+import functools
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ DEPTH: Final = 50  # decorators on one function
 generation = 0
 
 _options: weakref.WeakKeyDictionary[Any, Options] = weakref.WeakKeyDictionary()
-_seen_code: weakref.WeakSet[types.CodeType] = weakref.WeakSet()
+_seen: weakref.WeakSet[Any] = weakref.WeakSet()  # code of functions; of builtins, themselves
 
 
 def stamp(fn: Any, options: Options) -> None:
@@ -163,9 +164,13 @@ def _own(fn: Any, name: str) -> Any:
 def _count(fn: Any) -> None:
     """Bump the generation, but not for each function that a handler defines anew with every request."""
     global generation
-    code = getattr(fn, "__code__", None)
-    if code is not None:
-        if code in _seen_code:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    code = getattr(fn, "__code__", None) or getattr(type(fn).__call__, "__code__", None) or fn
+    try:
+        if code in _seen:
             return
-        _seen_code.add(code)
+        _seen.add(code)
+    except TypeError:  # neither hashed nor referred to weakly
+        pass
     generation += 1
