@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fastapi.routing import APIRoute, APIWebSocketRoute
+
 from tracemw.adapters.starlette import Named, StarletteAdapter
 from tracemw.adapting import layers
 
@@ -60,12 +62,13 @@ class FastAPIAdapter(StarletteAdapter):
                 self._trace_endpoint(route)
 
     def _call_instead(self, route: Any, traced: Any) -> bool:
-        dependant = getattr(route, "dependant", None)
-        if dependant is None:  # a route of Starlette's
+        original = getattr(route, "original_route", route)
+        if not isinstance(original, (APIRoute, APIWebSocketRoute)):  # one of Starlette's
             return super()._call_instead(route, traced)
-        if not hasattr(dependant, "call"):
+        dependant = getattr(route, "dependant", None)
+        if getattr(dependant, "call", None) is None:
             return False
-        dependant.call = traced
+        dependant.call = traced  # type: ignore[union-attr]
         return True
 
 

@@ -177,7 +177,8 @@ class StarletteAdapter(Adapter):
             if self._call_instead(route, traced):
                 route.endpoint = traced
             else:
-                report("StarletteAdapter.prepare", RuntimeError(f"no handler span: cannot get into {route!r}"))
+                why = RuntimeError(f"no handler span for {route!r}: its endpoint cannot be replaced")
+                report(f"{type(self).__name__}.prepare", why)
 
     def _call_instead(self, route: Any, traced: Any) -> bool:
         """Put the traced endpoint at the end of the route's chain of middleware; False where that is hidden."""
@@ -188,7 +189,10 @@ class StarletteAdapter(Adapter):
                 return True
             if inspect.isfunction(holder.app):
                 made = websocket_session if isinstance(route, WebSocketRoute) else request_response
-                if holder.app.__qualname__ != f"{made.__name__}.<locals>.app":
+                if (holder.app.__module__, holder.app.__qualname__) != (
+                    made.__module__,
+                    f"{made.__name__}.<locals>.app",
+                ):
                     return False
                 holder.app = made(traced)
                 return True
