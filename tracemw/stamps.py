@@ -9,7 +9,6 @@ registered.
 from __future__ import annotations
 
 import functools
-import functools
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
