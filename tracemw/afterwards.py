@@ -7,7 +7,6 @@ middleware of such work; what it can see is that the application has not returne
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Final
 
 from opentelemetry.context import Context
@@ -41,8 +40,11 @@ def record_work(context: Context, start_ns: int, end_ns: int, exc: BaseException
     span.end(end_ns)
 
 
-class _Turns(threading.local):
-    """Counts the turns of this thread's event loop in which somebody has asked."""
+class _Turns:
+    """Counts the turns of the event loop in which somebody has asked.
+
+    There is one for all threads: where several run a loop, they count more turns than there are.
+    """
 
     loop: Any = None
     number = 0
@@ -60,13 +62,11 @@ def turn() -> int:
     while looks just as late, but is in the same turn.
     """
     loop = (_running_loop or _find_loop())()
-    turns = _turns
-    if turns.loop is not loop:
-        turns.loop, turns.counting = loop, False
-    if not turns.counting and loop is not None:
-        turns.counting = True
-        loop.call_soon(_next_turn)
-    return turns.number
+    if not _turns.counting or _turns.loop is not loop:
+        _turns.loop, _turns.counting = loop, loop is not None
+        if loop is not None:
+            loop.call_soon(_next_turn)
+    return _turns.number
 
 
 def _next_turn() -> None:

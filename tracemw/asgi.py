@@ -20,7 +20,7 @@ from tracemw.afterwards import QUICK
 from tracemw.errors import SettingError
 from tracemw.exchange import Exchange, Message, Socket, answering
 from tracemw.guard import guarded
-from tracemw.opening import RequestTracer, method_attributes
+from tracemw.opening import METHODS, RequestTracer, method_attributes
 from tracemw.request import KEY, RequestTrace
 
 Scope = MutableMapping[str, Any]
@@ -197,8 +197,8 @@ class TraceMiddleware:
         request = tracer.open(
             scope, identity, method, scope.get("path", ""), _attributes, client[0] if client else None
         )
-        if "fastapi.telemetry" not in scope and tracer.replaces_telemetry(request):
-            scope["fastapi.telemetry"] = None
+        if (request.mode == "joined" or tracer.is_global) and "fastapi.telemetry" not in scope:
+            _hide_from_telemetry(request, scope)
         return request
 
     def _compile(self, scope: Scope) -> RequestTracer:
@@ -222,10 +222,15 @@ class TraceMiddleware:
 
 def _attributes(scope: Scope) -> dict[str, Any]:
     """Return the root's attributes, in the names of OpenTelemetry's semantic conventions."""
-    attributes = method_attributes(scope.get("method", "GET"))  # a WebSocket has none and begins with a GET
-    attributes["url.scheme"] = scope.get("scheme", "http")
-    attributes["url.path"] = scope.get("path", "")
-    attributes["network.protocol.version"] = scope.get("http_version", "1.1")
+    method = scope.get("method", "GET")  # a WebSocket has none and begins with a GET
+    attributes = {
+        "http.request.method": method,
+        "url.scheme": scope.get("scheme", "http"),
+        "url.path": scope.get("path", ""),
+        "network.protocol.version": scope.get("http_version", "1.1"),
+    }
+    if method not in METHODS:
+        attributes.update(method_attributes(method))
     if client := scope.get("client"):
         attributes["client.address"] = client[0]
     if server := scope.get("server"):
@@ -235,6 +240,12 @@ def _attributes(scope: Scope) -> dict[str, Any]:
     if query := scope.get("query_string"):
         attributes["url.query"] = query.decode("latin-1")
     return attributes
+
+
+def _hide_from_telemetry(request: RequestTrace, scope: Scope) -> None:
+    """Keep a framework inside of us from opening a second root with the same provider."""
+    if request.mode == "joined" or (request.mode == "owned" and request.record.recording):
+        scope["fastapi.telemetry"] = None
 
 
 @guarded()

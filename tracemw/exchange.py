@@ -61,7 +61,8 @@ class Exchange:
             is_last = kind == "http.response.pathsend"
         if is_last:
             self.is_last = True
-            request.completing()
+            if request.mode == "adopted":  # its owner ends it with this message: what we know has to be on it
+                request.completing()
         return None
 
     def _started(self, message: Message) -> Message | None:

@@ -46,6 +46,7 @@ class Adapted(Protocol):
 class Resolver(Adapted, Protocol):
     """The same, asked with the settings in mind."""
 
+    adapter: Any
     knows_users: bool
 
 
@@ -149,17 +150,17 @@ class RequestTrace:
 
     @guarded()
     def completing(self) -> None:
-        """Take note that the last part of the response is about to be sent: an adopted root ends with it."""
-        if self.mode == "adopted":
-            self._complete()
-            self.settle()
+        """Take note that the last part of the response is about to be sent."""
+        self._complete()
+        self._settle()
 
     @guarded()
     def completed(self) -> None:
         """Take note that the response has been sent; that ends the root, unless an exception may still come."""
         self._complete()
         self._turn = afterwards.turn()
-        if (self.noted is None) == (self.status is not None and self.status < 500):
+        status = self.status
+        if (self.noted is None) == (status is not None and status < 500):
             self._end()
         else:
             self._end_soon()
@@ -239,7 +240,24 @@ class RequestTrace:
     # Its end.
 
     @guarded()
-    def settle(self) -> None:
+    def end(self) -> None:
+        """End the root, once. Its duration is the one that was settled first."""
+        self._end()
+
+    def _end(self) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.record.recording:
+            try:
+                self._settle()
+            finally:
+                if self.mode != "adopted":  # else its owner ends it
+                    self._span.end(self.record.end_ns)
+
+    def _settle(self) -> None:
         """Write what is known onto the record, and onto a root span that others will see.
 
         For an adopted root this has to come before its owner can end it.
@@ -258,22 +276,6 @@ class RequestTrace:
             self._tell_failure(record)
         if self.mode != "owned":
             self._mirror(record)
-
-    @guarded()
-    def end(self) -> None:
-        """End the root, once. Its duration is the one that was settled first."""
-        self._end()
-
-    def _end(self) -> None:
-        if self.ended:
-            return
-        self.ended = True
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.record.recording:
-            self.settle()
-            if self.mode != "adopted":  # else its owner ends it
-                self._span.end(self.record.end_ns)
 
     def _end_soon(self) -> None:
         """End the root after a while, whatever the application does; without asyncio, when it returns."""
@@ -298,7 +300,7 @@ class RequestTrace:
         return self.noted if self.status is None or self.status >= 500 else None
 
     def _outcome(self) -> str:
-        exc = self._told()
+        exc = self._exception if self.noted is None else self._told()
         if exc is not None:
             if outcome_of(exc) is not None:
                 return "disconnected" if self._left_ns else "cancelled"
@@ -323,7 +325,8 @@ class RequestTrace:
 
     def _describe(self, record: TraceRecord) -> None:
         attributes = record.attributes
-        self.find_route()
+        if self._route is None and (self._resolver.adapter is not None or self._inner is not None):
+            self.find_route()
         route = self._route
         if route is not None:
             attributes["http.route"] = route

@@ -19,7 +19,7 @@ from tracemw import config, provider
 from tracemw.adapting import Attached
 from tracemw.bodies import Tee, TeeInput, content_type
 from tracemw.guard import guarded
-from tracemw.opening import RequestTracer, method_attributes
+from tracemw.opening import METHODS, RequestTracer, method_attributes
 from tracemw.request import KEY, RequestTrace
 
 Environ = MutableMapping[str, Any]
@@ -326,10 +326,15 @@ class _SizedBody(_Body):
 
 def _attributes(environ: Environ) -> dict[str, Any]:
     """Return the root's attributes, in the names of OpenTelemetry's semantic conventions."""
-    attributes = method_attributes(environ.get("REQUEST_METHOD", ""))
-    attributes["url.scheme"] = environ.get("wsgi.url_scheme", "http")
-    attributes["url.path"] = _path(environ)
-    attributes["network.protocol.version"] = environ.get("SERVER_PROTOCOL", "HTTP/1.1").rpartition("/")[2]
+    method = environ.get("REQUEST_METHOD", "")
+    attributes: dict[str, Any] = {
+        "http.request.method": method,
+        "url.scheme": environ.get("wsgi.url_scheme", "http"),
+        "url.path": _path(environ),
+        "network.protocol.version": environ.get("SERVER_PROTOCOL", "HTTP/1.1").rpartition("/")[2],
+    }
+    if method not in METHODS:
+        attributes.update(method_attributes(method))
     if peer := environ.get("REMOTE_ADDR"):
         attributes["client.address"] = peer
     if name := environ.get("SERVER_NAME"):
