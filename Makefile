@@ -17,14 +17,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The name carries the version, so that another PYTHON makes the environment anew.
 VERSION := $(shell "$(PYTHON)" -c "import sys; print('%d.%d.%d' % sys.version_info[:3])" 2>/dev/null)
+CREATED := $(VENV)/.created-$(VERSION)
+DEMO_INSTALLED := $(VENV)/.demo-installed-$(VERSION)
 INSTALLED := $(VENV)/.installed-$(VERSION)
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --editable
 PYTEST := -m pytest -n auto --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := test
 .PHONY: demo test test-all lint pytest cover bench install clean
 
-demo: $(INSTALLED)
+demo: $(DEMO_INSTALLED)
 	@$(BIN)/python -m example_apps.demo
 
 test: lint
@@ -51,11 +54,21 @@ bench: $(INSTALLED)
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml
+# A demo needs less than the tests; what has the tests' packages can run the demo, too.
+$(DEMO_INSTALLED): pyproject.toml | $(CREATED)
+	@test $(INSTALLED) -nt pyproject.toml || $(PIP_INSTALL) '.[demo]'
+	@touch $@
+
+$(INSTALLED): pyproject.toml | $(CREATED)
+	@$(PIP_INSTALL) '.[dev]'
+	@touch $@
+
+$(CREATED):
 	@"$(PYTHON)" -c "$(SUPPORTED)" 2>/dev/null || { \
-	  echo "tracemw needs Python 3.10 or newer; '$(PYTHON)' is not. Say which one to use: make PYTHON=/path/to/python3"; exit 1; }
-	@test -e $@ || { echo "Making $(VENV) with Python $(VERSION) ..."; "$(PYTHON)" -m venv --clear $(VENV); }
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	  echo "tracemw needs Python 3.10 or newer; '$(PYTHON)' is not. Say which one to use: make PYTHON=/path/to/python3"; \
+	  exit 1; }
+	@echo "Setting up $(VENV) with Python $(VERSION) ..."
+	@"$(PYTHON)" -m venv --clear $(VENV)
 	@touch $@
 
 clean:

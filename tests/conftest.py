@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,11 +18,18 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _environment() -> None:
-    """Tracing and platform variables of the machine are gone, for the tests and for what they start."""
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tracing and platform variables of the machine are gone, for the tests and for what they start.
+
+    The working directory is not the repository, for fixtures and threads that outlast a test.
+    """
     kept = clean_environment()
     for name in set(os.environ) - set(kept):
         del os.environ[name]
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("outside"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(autouse=True)

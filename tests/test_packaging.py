@@ -19,7 +19,7 @@ from tests import servers
 from tests.servers import ROOT, clean_environment
 
 ADAPTERS = {"starlette.py", "fastapi.py", "flask.py", "werkzeug.py", "__init__.py"}
-EXTRAS = {"starlette", "fastapi", "werkzeug", "flask", "otlp", "mlflow", "all", "dev"}
+EXTRAS = {"starlette", "fastapi", "werkzeug", "flask", "otlp", "mlflow", "all", "demo", "dev"}
 
 
 @pytest.fixture(scope="module")
