@@ -63,8 +63,9 @@ class StarletteAdapter(Adapter):
         chosen = self._chosen(endpoint, carrier)
         root_path: str = carrier.get("root_path", "").rstrip("/")
         if chosen is None:  # of a router that we have not seen
-            own = getattr(carrier.get("route"), "path_format", None)
-            return None if own is None or carrier.get("app") not in (None, self.app) else root_path + own
+            route = carrier.get("route")
+            known = getattr(route, "endpoint", None) is endpoint and carrier.get("app") in (None, self.app)
+            return root_path + route.path_format if known else None  # type: ignore[union-attr]
         if chosen.path is None:
             return None
         if chosen.mount:
