@@ -6,6 +6,7 @@ everything is cut and cleaned here. Lengths are those of MLflow's tables.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import posixpath
@@ -15,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 from tracemw.pipeline.otlp_encode import clean, clean_json
-from tracemw.store.rows import SpanRow, TraceRow
+from tracemw.store.rows import SpanRow, StoredTrace, TraceRow
 
 MAX_REQUEST_ID: Final = 50  # characters
 MAX_PREVIEW: Final = 1000
@@ -26,9 +27,11 @@ MAX_TAG: Final = 4096
 MAX_SPAN_TYPE: Final = 500
 
 REQUEST_ID: Final = "tracemw.client_request_id"
+CUT_OFF: Final = frozenset({"disconnected", "cancelled"})  # the state says the rest
 NAME_TAG: Final = "mlflow.traceName"
 # The server's own, which a client (or a trace that came from another server) must not set.
 SERVER_TAGS: Final = frozenset({"mlflow.artifactLocation", "mlflow.trace.spansLocation"})
+_JSON_STARTS: Final = ("{", "[", '"')  # of text that a server would decode, and store as something else
 _NO_TAG_NAME: Final = re.compile(r"[^/\w.\- :]")
 
 
@@ -67,8 +70,8 @@ def metadata(row: TraceRow) -> dict[str, str]:
         found["mlflow.trace.user"] = cut_identity(row.user_id)
     if row.client_request_id and len(row.client_request_id) > MAX_REQUEST_ID:
         found[REQUEST_ID] = row.client_request_id
-    if row.outcome:
-        found.setdefault("tracemw.outcome", row.outcome)
+    if row.outcome in CUT_OFF:
+        found["tracemw.outcome"] = row.outcome
     return found
 
 
@@ -82,7 +85,7 @@ def on_every_span(row: TraceRow) -> dict[str, str]:
 
     With the session on each span the server does not let a late one change the trace's times.
     """
-    found = {"mlflow.traceRequestId": json.dumps(f"tr-{row.trace_id}")}
+    found = {}
     if row.session_id:
         found["session.id"] = verbatim(cut_identity(row.session_id))
     if row.user_id:
@@ -113,19 +116,19 @@ def on_the_root(row: TraceRow) -> dict[str, str]:
 def span_attributes(span: SpanRow) -> dict[str, Any]:
     """Return a span's attributes as the server is to read them.
 
-    It takes JSON text in a string for what it stands for, but for numbers and booleans, so those of MLflow's own
-    attributes are sent as what they are.
+    It takes JSON text in a string for what it stands for, but for numbers and booleans (older ones: for strings,
+    too), so those of MLflow's own attributes are sent as what they are. It makes the trace's id itself; older ones
+    would believe the attribute.
     """
     found: dict[str, Any] = json.loads(span.attributes)
+    found.pop("mlflow.traceRequestId", None)
     for key, value in found.items():
         if isinstance(value, str):
-            if value[:1] in ("{", "[", '"'):
-                found[key] = clean_json(value)
-            elif key.startswith("mlflow."):
-                found[key] = _decoded(value)
+            text = clean_json(value) if value[:1] in _JSON_STARTS else value
+            found[key] = _decoded(text) if key.startswith("mlflow.") else text
     span_type = found.get("mlflow.spanType")
-    if isinstance(span_type, str) and len(span_type) > MAX_SPAN_TYPE:
-        found["mlflow.spanType"] = json.dumps(span_type.strip('"')[: MAX_SPAN_TYPE - 2])
+    if isinstance(span_type, str):
+        found["mlflow.spanType"] = cut(span_type, MAX_SPAN_TYPE)
     return found
 
 
@@ -136,6 +139,38 @@ def status_of(span: SpanRow) -> str:
     if '"tracemw.outcome"' not in span.attributes:
         return "OK"
     return "OK" if json.loads(span.attributes).get("tracemw.outcome") == "completed" else "UNSET"
+
+
+def artifact(trace: StoredTrace) -> bytes:
+    """Return a trace's spans as the file `traces.json`, which MLflow's client reads where spans are artifacts."""
+    common = on_every_span(trace.row)
+    spans = []
+    for span in trace.spans:
+        found = {**span_attributes(span), **common, "mlflow.traceRequestId": f"tr-{span.trace_id}"}
+        status = status_of(span)
+        spans.append(
+            {
+                "trace_id": _base64(span.trace_id),
+                "span_id": _base64(span.span_id),
+                "parent_span_id": _base64(span.parent_id) if span.parent_id else None,
+                "name": clean(span.name),
+                "start_time_unix_nano": span.start_ns,
+                "end_time_unix_nano": span.end_ns,
+                "events": json.loads(span.events.replace('"time_ns":', '"time_unix_nano":')),
+                "status": {"code": f"STATUS_CODE_{status}", "message": clean(span.status_message or "")},
+                "attributes": {clean(key): _encoded(value) for key, value in found.items()},
+            }
+        )
+    return json.dumps({"spans": spans}).encode()
+
+
+def _encoded(value: Any) -> str:
+    """Return an attribute as JSON text, which some are already."""
+    return value if isinstance(value, str) and value[:1] in _JSON_STARTS else json.dumps(value)
+
+
+def _base64(digits: str) -> str:
+    return base64.b64encode(bytes.fromhex(digits)).decode()
 
 
 def timestamp(milliseconds: int) -> str:
@@ -178,15 +213,18 @@ def cut_identity(text: str) -> str:
 
 def verbatim(text: str) -> str:
     """Return a string that the server reads as this text, also where it looks like JSON."""
-    return json.dumps(text, ensure_ascii=False) if text[:1] in ("{", "[", '"') else text
+    return json.dumps(text, ensure_ascii=False) if text[:1] in _JSON_STARTS else text
 
 
 def _decoded(text: str) -> Any:
+    """Return what JSON text stands for, but not objects, arrays and text like them: the server decodes those."""
+    if text[:1] in ("{", "["):
+        return text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return text if isinstance(value, (str, list, dict)) else value
+    return text if isinstance(value, str) and value[:1] in _JSON_STARTS else value
 
 
 def _digest(text: str) -> str:

@@ -150,7 +150,7 @@ class Connection:
         """
         for again in (self._used, False):
             try:
-                return self._request(method, path, body, {**self._headers, **(headers or {})})
+                return self._request(method, path, body, headers or {})
             except (OSError, http.client.HTTPException, zlib.error, ValueError) as exc:
                 self.close()
                 if not (again and isinstance(exc, (ConnectionError, http.client.BadStatusLine))):
@@ -167,7 +167,8 @@ class Connection:
         if self._http is None:
             self._connect()
             assert self._http is not None
-        self._http.request(method, f"{self._prefix}{path}" or "/", body, {**self._endpoint.headers, **headers})
+        headers = {**self._endpoint.headers, **self._headers, **headers}
+        self._http.request(method, f"{self._prefix}{path}" or "/", body, headers)
         response = self._http.getresponse()
         content = response.read(MAX_ANSWER)
         self._used = True
