@@ -158,6 +158,7 @@ class TraceMiddleware:
         try:
             await self.app(scope, receive, send_with_headers if adds_headers else send)
         finally:
+            request.release()
             otel_context.detach(token)
 
     async def _enrich(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from tracemw.bodies import Tee, content_type
 from tracemw.guard import guarded
 from tracemw.opening import RequestTracer
+from tracemw.record import TraceRecord
 from tracemw.request import RequestTrace
 
 Message = MutableMapping[str, Any]
@@ -195,8 +196,20 @@ def with_headers(request: RequestTrace, message: Message) -> Message:
     """Return the message with our headers, where the application has not set them."""
     present = headers_of(message)
     names = [bytes(name).lower() for name, _ in present]
-    ours = [header for header in request.response_headers() if header[0] not in names]
+    ours = [header for header in _our_headers(request.record) if header[0] not in names]
     return {**message, "headers": [*present, *ours]}
+
+
+def _our_headers(record: TraceRecord) -> list[tuple[bytes, bytes]]:
+    """Return the headers that tell a response's ids."""
+    headers = []
+    if (request_id := record.client_request_id) is not None:
+        headers.append((b"x-request-id", request_id.encode("latin-1", "replace")))
+    if record.recording:
+        trace_id = b"%032x" % record.trace_id
+        headers.append((b"x-trace-id", b"tr-" + trace_id))
+        headers.append((b"server-timing", b'traceparent;desc="00-%b-%016x-01"' % (trace_id, record.root_span_id)))
+    return headers
 
 
 def headers_of(message: Message) -> Any:

@@ -30,6 +30,7 @@ KEY: Final = "tracemw.request"
 
 GRACE: Final = 1.0  # seconds that a root waits for the application to return
 
+_GONE: Final[Mapping[str, Any]] = {}
 _REDACTED_LATER: Final = frozenset({"url.query", REQUEST, RESPONSE})
 
 
@@ -102,7 +103,7 @@ class RequestTrace:
         self.context = context
         self.claimed_user: str | None = None
         self._resolver = resolver
-        self._carrier = carrier
+        self._carrier: Mapping[str, Any] = carrier
         self._span = span
         self.mode = mode
         self._method = method
@@ -224,19 +225,6 @@ class RequestTrace:
             start_ns = self._end_ns or self._left_ns or self.record.end_ns or 0
             afterwards.record_work(self.context, start_ns, self._now(), exc)
 
-    def response_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers that the response gets, unless the application has set them itself."""
-        record = self.record
-        headers = []
-        if (request_id := record.client_request_id) is not None:
-            headers.append((b"x-request-id", request_id.encode("latin-1", "replace")))
-        if record.recording:
-            trace_id = b"%032x" % record.trace_id
-            headers.append((b"x-trace-id", b"tr-" + trace_id))
-            timing = b'traceparent;desc="00-%b-%016x-01"' % (trace_id, record.root_span_id)
-            headers.append((b"server-timing", timing))
-        return headers
-
     # Its end.
 
     @guarded()
@@ -256,6 +244,12 @@ class RequestTrace:
             finally:
                 if self.mode != "adopted":  # else its owner ends it
                     self._span.end(self.record.end_ns)
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the scope or environ, which holds this: a cycle would keep both until the next collection."""
+        self._carrier = _GONE
+        self._inner = None
 
     def _settle(self) -> None:
         """Write what is known onto the record, and onto a root span that others will see.

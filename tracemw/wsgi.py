@@ -20,6 +20,7 @@ from tracemw.adapting import Attached
 from tracemw.bodies import Tee, TeeInput, content_type
 from tracemw.guard import guarded
 from tracemw.opening import METHODS, RequestTracer, method_attributes
+from tracemw.record import TraceRecord
 from tracemw.request import KEY, RequestTrace
 
 Environ = MutableMapping[str, Any]
@@ -143,7 +144,7 @@ class _Response:
         gets a copy.
         """
         entered = self._entered
-        if not entered.acquire(blocking=False):
+        if not entered.acquire(False):
             return self._context.copy().run(function, *args)
         try:
             return self._context.run(function, *args)
@@ -182,8 +183,8 @@ class _Response:
         if not self._tracer.response_headers or not isinstance(headers, list):
             return None
         present = [name.lower() for name, _ in headers]
-        ours = [(n.decode(), v.decode("latin-1")) for n, v in self.request.response_headers()]
-        return [*headers, *((name.title(), value) for name, value in ours if name not in present)]
+        ours = _our_headers(self.request.record)
+        return [*headers, *[header for header in ours if header[0].lower() not in present]]
 
     @guarded()
     def _started(self, status: str, headers: list[tuple[str, str]], exc_info: tuple[Any, ...]) -> None:
@@ -322,6 +323,18 @@ class _SizedBody(_Body):
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]
+
+
+def _our_headers(record: TraceRecord) -> list[tuple[str, str]]:
+    """Return the headers that tell a response's ids."""
+    headers = []
+    if (request_id := record.client_request_id) is not None:
+        headers.append(("X-Request-Id", request_id))
+    if record.recording:
+        trace_id = f"{record.trace_id:032x}"
+        headers.append(("X-Trace-Id", f"tr-{trace_id}"))
+        headers.append(("Server-Timing", f'traceparent;desc="00-{trace_id}-{record.root_span_id:016x}-01"'))
+    return headers
 
 
 def _attributes(environ: Environ) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 Message = dict[str, Any]
 
 
-def http_scope(path: str = "/", method: str = "GET", headers: Iterable[tuple[bytes, bytes]] = (), **more: Any) -> Any:
+def http_scope(
+    path: str = "/", method: str = "GET", headers: Iterable[tuple[bytes, bytes]] = (), **more: Any
+) -> Any:
     """An ASGI HTTP scope."""
     return {
         "type": "http",
@@ -71,7 +73,9 @@ class Conversation:
         return b"".join(m.get("body", b"") for m in self.sent if m["type"] == "http.response.body")
 
 
-def ask(app: Any, scope: Any | None = None, messages: Iterable[Message] = ({"type": "http.request"},)) -> Conversation:
+def ask(
+    app: Any, scope: Any | None = None, messages: Iterable[Message] = ({"type": "http.request"},)
+) -> Conversation:
     """Send one request to an ASGI application and return the conversation."""
     conversation = Conversation(messages)
     asyncio.run(app(http_scope() if scope is None else scope, conversation.receive, conversation.send))

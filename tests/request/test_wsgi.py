@@ -13,12 +13,8 @@ import pytest
 
 import tracemw
 from tests.request.drive import WSGIAnswer, ask_wsgi, environ
+from tests.request.look import root
 from tracemw.testing import capture_traces
-
-
-def root(trace: tracemw.Trace) -> tracemw.Span:
-    """The root span of a trace."""
-    return next(span for span in trace.data.spans if span.parent_id is None)
 
 
 def hello(env: Any, start_response: Any) -> Any:
@@ -80,9 +76,8 @@ def test_what_servers_look_at_survives() -> None:
             start_response("200 OK", [])
             return env["wsgi.file_wrapper"](file)
 
-        answer = ask_wsgi(
-            tracemw.WSGITraceMiddleware(sends_a_file), environ(**{"wsgi.file_wrapper": FileWrapper})
-        )
+        env = {**environ(), "wsgi.file_wrapper": FileWrapper}
+        answer = ask_wsgi(tracemw.WSGITraceMiddleware(sends_a_file), env)
         assert isinstance(answer.body, FileWrapper)
         assert len(traces) == 1
         assert answer.read() == b"content"
