@@ -12,10 +12,9 @@ from typing import Any
 
 from flask import Flask, g, got_request_exception, has_app_context, request
 
-from tracemw.adapting import Adapter, layers
+from tracemw.adapting import Adapter, layers, trace_values
 from tracemw.guard import guarded
 from tracemw.request import KEY
-from tracemw.stamps import traced_form
 from tracemw.wsgi import WSGITraceMiddleware
 
 
@@ -55,13 +54,13 @@ class FlaskAdapter(Adapter):
         """Replace traced views, and traced functions around them, by their traced form."""
         app = self.app
         self._size = len(app.view_functions)
-        _trace_values(app.view_functions)
+        trace_values(app.view_functions)
         for table in (app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs):
             for functions in table.values():
-                _trace_values(functions, handler=False)
+                trace_values(functions, handler=False)
         for by_code in app.error_handler_spec.values():
             for by_class in by_code.values():
-                _trace_values(by_class, handler=False)
+                trace_values(by_class, handler=False)
 
     def install(self, options: dict[str, Any]) -> bool:
         """Wrap `wsgi_app`, once."""
@@ -78,14 +77,6 @@ def _note_exception(app: Any, exception: BaseException, **_: Any) -> None:
     if trace is not None:
         trace.raised(exception)
         trace.find_route()  # the request context may be gone when it is asked for
-
-
-def _trace_values(table: Any, *, handler: bool = True) -> None:
-    """Replace the traced functions in a list or dictionary."""
-    for key, function in list(enumerate(table) if isinstance(table, list) else table.items()):
-        traced = traced_form(function, handler=handler)
-        if traced is not None:
-            table[key] = traced
 
 
 def make(app: Flask) -> FlaskAdapter:

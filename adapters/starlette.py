@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from starlette.routing import WebSocketRoute, request_response, websocket_session
 
 from tracemw import provider
-from tracemw.adapting import Adapter, layers, within
+from tracemw.adapters.bridged import Bridge, bridged
+from tracemw.adapting import Adapter, layers, trace_values, within
 from tracemw.asgi import TraceMiddleware
 from tracemw.guard import report
 from tracemw.stamps import traced_form
@@ -97,6 +98,8 @@ class StarletteAdapter(Adapter):
             named.setdefault(id(one.endpoint), []).append(one)
         self._size = sum(map(len, tables))
         self._tables, self._named = tables, named
+        for layer in layers(getattr(self.app, "middleware_stack", None)):
+            trace_around(layer)
 
     def install(self, options: dict[str, Any]) -> bool:
         """Add the middleware to the application's stack, once, also when it is serving already."""
@@ -161,13 +164,16 @@ class StarletteAdapter(Adapter):
             self._trace_endpoint(route)
             yield Named(route, route.endpoint, mount, path)
             return
-        inner = getattr(route, "app", None)
+        inner = bridged(getattr(route, "app", None))
         if inner is None:
             return
+        if inner is not route.app:
+            route.app = inner
         below = _routes_of(inner)
         if path is not None:
             mount += path.removesuffix("/{path}")
-        yield Named(route, inner, mount, None if path is None or below is not None else "/{path}")
+        leads_on = path is None or below is not None or isinstance(inner, Bridge)
+        yield Named(route, inner, mount, None if leads_on else "/{path}")
         if below is not None and depth < MAX_DEPTH:
             yield from self._walk(below, mount, tables, depth + 1)
 
@@ -199,6 +205,12 @@ class StarletteAdapter(Adapter):
                 return True
             holder = holder.app
         return False
+
+
+def trace_around(layer: Any) -> None:
+    """Replace the traced functions that middleware calls: error handlers, functions of `@app.middleware`."""
+    for table in (vars(layer), *(value for value in vars(layer).values() if isinstance(value, dict))):
+        trace_values(table, handler=False)
 
 
 def make(app: Any) -> StarletteAdapter:

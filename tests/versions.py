@@ -1,4 +1,4 @@
-"""Runs the tests of the adapters with the oldest versions of the frameworks that are claimed, and with some between.
+"""Runs the tests of the adapters with the oldest versions of the frameworks that are claimed, and some between.
 
     python -m tests.versions [NAME ...]     all, or those named; pytest's options after `--`
 

@@ -265,6 +265,18 @@ def _used_by(function: Any) -> Iterator[Any]:
     yield from (function.__globals__.get(name) for name in function.__code__.co_names)
 
 
+def trace_values(table: Any, *, handler: bool = True) -> None:
+    """Replace the traced functions in a list or dictionary by their traced form.
+
+    Args:
+        table: Changed in place.
+        handler: Whether they answer requests; see `traced_form`.
+    """
+    for key, function in list(enumerate(table) if isinstance(table, list) else table.items()):
+        if callable(function) and (traced := stamps.traced_form(function, handler=handler)) is not None:
+            table[key] = traced
+
+
 def layers(app: Any) -> list[Any]:
     """Return a stack of middleware, outermost first, down to the application."""
     found: list[Any] = []

@@ -212,7 +212,7 @@ def test_flask_without_what_we_read(captured_traces: CapturedTraces, monkeypatch
 
     monkeypatch.setattr("flask.Flask", Moved)
     assert check.check()["flask"] == [check.NO_NAME]
-    monkeypatch.setattr("tracemw.adapters.flask._trace_values", None)
+    monkeypatch.setattr("tracemw.adapters.flask.trace_values", None)
     assert check.check()["flask"][0].startswith("its adapter fails")
     app = Moved("app")
     app.get("/")(lambda: "hello")

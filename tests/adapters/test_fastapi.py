@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -403,10 +404,70 @@ def test_the_framework_s_own_answer_to_an_error_has_our_headers(app: FastAPI) ->
     def handler() -> None:
         raise ValueError
 
-    conversation = Conversation([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
-    asyncio.run(app({"type": "lifespan", "asgi": {}}, conversation.receive, conversation.send))
+    start(app)
     answer = Conversation()
     with pytest.raises(ValueError):
         asyncio.run(app(http_scope("/"), answer.receive, answer.send))
     assert answer.status == 500
     assert {b"x-request-id", b"x-trace-id"} <= answer.headers.keys()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # older Starlette leaves a stream of its own open
+def test_functions_around_handlers(app: FastAPI, captured_traces: CapturedTraces, order: str) -> None:
+    """Exception handlers and functions of `@app.middleware` have spans; the handler's previews stay."""
+
+    async def around(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    def refused(request: Request, exc: LookupError) -> JSONResponse:
+        return JSONResponse({}, 409)
+
+    async def broken(request: Request, exc: Exception) -> JSONResponse:
+        return JSONResponse({}, 500)
+
+    @both(app.get("/{name}"), order)
+    async def handler(name: str) -> None:
+        raise {"lookup": LookupError, "bug": ValueError}[name]
+
+    for route, function in (
+        (app.middleware("http"), around),
+        (app.exception_handler(LookupError), refused),
+        (app.exception_handler(Exception), broken),
+    ):
+        tracemw.trace(route(function)) if order == "trace above" else route(tracemw.trace(function))
+    start(app)
+    assert get(app, "/lookup").status == 409
+    get(app, "/bug")
+    assert trees(captured_traces) == [
+        {"GET /{name}": {"around": {"handler": {}, "refused": {}}}},
+        {"GET /{name}": {"around": {"handler": {}}, "broken": {}}},
+    ]
+    assert captured_traces[0].info.request_preview == '{"name": "lookup"}'
+    gc.collect()
+
+
+def start(app: Any) -> None:
+    """Send the lifespan events, as a server does."""
+    conversation = Conversation([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    asyncio.run(app({"type": "lifespan", "asgi": {}}, conversation.receive, conversation.send))
+
+
+@pytest.mark.parametrize("instrumented", [True, False])
+@pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi is deprecated")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the bridge leaves a stream of its own open
+def test_flask_below_fastapi(app: FastAPI, captured_traces: CapturedTraces, instrumented: bool) -> None:
+    """A WSGI application mounted below: one trace, whether it has our middleware, too; its rule is the name."""
+    flask = pytest.importorskip("flask")
+    from fastapi.middleware.wsgi import WSGIMiddleware
+
+    old = flask.Flask("old")
+
+    def handler(number: int) -> str:
+        return str(number)
+
+    tracemw.trace(old.get("/items/<int:number>")(handler))
+    app.mount("/old", WSGIMiddleware(tracemw.instrument(old) if instrumented else old))
+    assert get(app, "/api/old/items/7", root_path="/api").body == b"7"
+    get(app, "/old/nothing")
+    gc.collect()
+    assert trees(captured_traces) == [{"GET /api/old/items/<int:number>": {"handler": {}}}, {"GET": {}}]
