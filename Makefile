@@ -3,6 +3,8 @@
 #   make demo       two real servers, realistic traffic, and what was traced
 #   make test       lint, types, tests with branch coverage (without the slow tests)
 #   make test-all   the same with the slow tests
+#   make test-oldest    the tests with the oldest versions of everything that we allow
+#   make test-versions  the tests of the adapters with several versions of the frameworks
 #   make PYTHON=python3.13 test   with another Python
 #
 # ARGS go to pytest or the benchmarks: make pytest ARGS="tests/test_packaging.py -x"
@@ -20,12 +22,12 @@ VERSION := $(shell "$(PYTHON)" -c "import sys; print('%d.%d.%d' % sys.version_in
 CREATED := $(VENV)/.created-$(VERSION)
 DEMO_INSTALLED := $(VENV)/.demo-installed-$(VERSION)
 INSTALLED := $(VENV)/.installed-$(VERSION)
-PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --editable
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check $(CONSTRAINTS) --editable
 PYTEST := -m pytest -n auto --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-all lint pytest cover bench install clean
+.PHONY: demo test test-all test-oldest test-versions lint pytest cover bench install clean
 
 demo: $(DEMO_INSTALLED)
 	@$(BIN)/python -m example_apps.demo
@@ -35,6 +37,12 @@ test: lint
 
 test-all: lint
 	@$(MAKE) --no-print-directory cover
+
+test-oldest:
+	@$(MAKE) --no-print-directory pytest VENV=$(VENV)-oldest CONSTRAINTS="--constraint tests/oldest.txt"
+
+test-versions: $(INSTALLED)
+	$(BIN)/python -m tests.versions $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
