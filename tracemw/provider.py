@@ -57,6 +57,7 @@ class _Providers:
     def __init__(self) -> None:
         self.seen: Any = None  # the global provider when we last looked
         self.tracer: Tracer | None = None
+        self.made_by: Any = None  # the provider that made the tracer
         self.joined = False
         self.private: TracerProvider | None = None
         self.lock = threading.Lock()
@@ -72,6 +73,12 @@ def tracer() -> Tracer:
     if current is not _providers.seen or _providers.tracer is None:
         _look(current)
     return _providers.tracer  # type: ignore[return-value]
+
+
+def in_force() -> Any:
+    """Return the provider whose tracer is in force, for spans that go by the name of another instrumentation."""
+    tracer()
+    return _providers.made_by
 
 
 def is_joined() -> bool:
@@ -119,6 +126,7 @@ def _look(current: Any) -> None:
     made_by: Any = current if joined else _private()
     with _providers.lock:
         _providers.joined = joined
+        _providers.made_by = made_by
         _providers.tracer = made_by.get_tracer(SCOPE)
         _providers.seen = current
 

@@ -27,7 +27,7 @@ from tracemw.record import RECORD_KEY, TraceRecord, record_of, with_record
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.trace import Link, Span
+    from opentelemetry.trace import Link, Span, Tracer
 
 INPUTS: Final = "mlflow.spanInputs"
 OUTPUTS: Final = "mlflow.spanOutputs"
@@ -233,6 +233,7 @@ def open_scope(
     links: Sequence[Link] = (),
     rate: float | None = None,
     start_ns: int | None = None,
+    tracer: Tracer | None = None,
 ) -> Scope | None:
     """Begin a span below what is current, or a trace where nothing is; it is not made current yet.
 
@@ -243,6 +244,7 @@ def open_scope(
         links: The span's links.
         rate: The share of traces to sample where one begins here, instead of the settings' rate.
         start_ns: When the span began, if not now.
+        tracer: Makes the span instead of our own: it goes by the name of another instrumentation.
 
     Returns:
         The scope, or None where nothing is to be recorded.
@@ -252,10 +254,10 @@ def open_scope(
         return None
     record: TraceRecord | None = previous.get(RECORD_KEY)  # type: ignore[assignment]
     if record is None:
-        return begin_trace(name, attributes, previous, links=links, rate=rate, start_ns=start_ns)
+        return begin_trace(name, attributes, previous, links=links, rate=rate, start_ns=start_ns, tracer=tracer)
     if not record.recording:
         return None
-    return _start(name, attributes, previous, record, links, start_ns)
+    return _start(name, attributes, previous, record, links, start_ns, tracer)
 
 
 def begin_trace(
@@ -266,6 +268,7 @@ def begin_trace(
     links: Sequence[Link] = (),
     rate: float | None = None,
     start_ns: int | None = None,
+    tracer: Tracer | None = None,
 ) -> Scope:
     """Begin a trace (or our part of one) in a context that carries no record.
 
@@ -274,13 +277,13 @@ def begin_trace(
     """
     parent = trace_api.get_current_span(context).get_span_context()
     if parent.is_valid and (known := _known(parent)) is not None:
-        return _start(name, attributes, context, known, links, start_ns)
+        return _start(name, attributes, context, known, links, start_ns, tracer)
     now = runtime()
     sampled = _is_sampled(now.rate if rate is None else rate, parent.trace_id)
     if not sampled and not now.keeps:
         return _suppressed(context)
     links = (*links, *_pending_links(context))
-    scope = _start(name, attributes, context, None, links, start_ns)
+    scope = _start(name, attributes, context, None, links, start_ns, tracer)
     record = scope.record
     if record.recording:
         if not sampled:
@@ -298,10 +301,11 @@ def _start(
     record: TraceRecord | None,
     links: Sequence[Link],
     start_ns: int | None,
+    tracer: Tracer | None,
 ) -> Scope:
     started, wall_ns = perf_counter_ns(), time_ns()
     begin_ns = wall_ns if start_ns is None else start_ns
-    span = provider.tracer().start_span(
+    span = (provider.tracer() if tracer is None else tracer).start_span(
         name, context, SpanKind.INTERNAL, attributes, links, begin_ns, False, False
     )
     inner = trace_api.set_span_in_context(span, context)
