@@ -16,6 +16,8 @@ from tracemw.record import TraceRecord
 from tracemw.store.rows import SpanRow, TraceRow
 
 SPAN_TYPE: Final = "mlflow.spanType"
+REQUEST_ID: Final = "mlflow.traceRequestId"  # told by the ids
+MLFLOW_SCOPE: Final = "mlflow.tracing.provider"  # of spans of MLflow's API: each attribute is JSON text
 NO_ERRORS: Final = frozenset({"disconnected", "cancelled", "interrupted"})
 
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str).encode
@@ -32,6 +34,9 @@ def span_row(record: TraceRecord | None, span: ReadableSpan, redactor: Redactor)
     context = span.context
     assert context is not None  # every ended span has one
     attributes: dict[str, Any] = dict(span.attributes or {})
+    scope = span.instrumentation_scope.name if span.instrumentation_scope else None
+    if attributes.pop(REQUEST_ID, None) is not None and scope == MLFLOW_SCOPE:
+        attributes = _native(attributes)
     name, start, end = span.name, span.start_time or 0, span.end_time or 0
     parent_id = span.parent.span_id if span.parent else None
     if record is not None:
@@ -56,8 +61,22 @@ def span_row(record: TraceRecord | None, span: ReadableSpan, redactor: Redactor)
         attributes=_json(attributes),
         events=_events(_once(span.events) if span.kind is SpanKind.SERVER else span.events),
         links=_links(span.links),
-        scope=span.instrumentation_scope.name if span.instrumentation_scope else None,
+        scope=scope,
     )
+
+
+def _native(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return attributes of a span of MLflow's API as our own spans have them: strings and numbers as such."""
+    made: dict[str, Any] = {}
+    for key, value in attributes.items():
+        if isinstance(value, str) and not key.startswith("mlflow.") and value[:1] not in ("{", "["):
+            try:
+                value = json.loads(value)
+            except ValueError:  # set with OpenTelemetry's API
+                pass
+        if value is not None:
+            made[key] = value
+    return made
 
 
 def _redact(attributes: dict[str, Any], redactor: Redactor) -> None:

@@ -6,7 +6,8 @@ a look-up and an append; everything else is the writer thread's work.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
@@ -32,6 +33,7 @@ FRAMEWORK_SCOPES: Final = frozenset(
 )
 
 STATUS: Final = "http.response.status_code"
+OUTCOME: Final = "tracemw.outcome"
 HELD_BACK_LIMIT: Final = 1000  # spans kept on a record until its trace is known to be worth keeping
 
 
@@ -95,6 +97,8 @@ class TraceProcessor(SpanProcessor):
         record.on_change = pipeline_changed
         if STATUS not in record.attributes:
             _take_status(record, span)
+        if record.end_ns is None and not record.is_request:
+            _settle(record, span)
         if record.held_back is not None and not self._decide(record, span):
             record.recording = False
             pipeline.count("sampled_out")
@@ -113,6 +117,16 @@ class TraceProcessor(SpanProcessor):
         for child in held_back:
             pipeline.put(record, child)
         return True
+
+
+def _settle(record: TraceRecord, span: ReadableSpan) -> None:
+    """Write onto the record how a root went that was ended past our API, with OpenTelemetry's."""
+    attributes: Mapping[str, Any] = span.attributes or {}
+    record.end_ns = span.end_time
+    record.inputs = record.inputs or attributes.get("mlflow.spanInputs")
+    record.outputs = record.outputs or attributes.get("mlflow.spanOutputs")
+    record.error = span.status.status_code is StatusCode.ERROR
+    record.outcome = "error" if record.error else record.outcome or attributes.get(OUTCOME) or "completed"
 
 
 def _take_status(record: TraceRecord, span: ReadableSpan) -> None:
