@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -16,6 +17,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 
 from tracemw import config, provider
 from tracemw.adapting import Attached
+from tracemw.guard import due
 from tracemw.identity import Identity, IdentityReader, clean_id
 from tracemw.pipeline import current as pipeline
 from tracemw.propagation import TrustPolicy, parse_traceparent
@@ -27,12 +29,17 @@ from tracemw.settings import Settings
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 OTHER_METHOD: Final = "_OTHER"
 
+logger = logging.getLogger("tracemw")
+
 _random = random.Random()  # not the application's, which may be seeded
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_random.seed)
 
 # What `set_span_in_context` puts a span under: one dictionary instead of three copies for each request.
 _SPAN_KEY: Final = next(iter(trace_api.set_span_in_context(trace_api.INVALID_SPAN, Context())))
+# While MLflow is bridged, what it begins is looked for below a root of this process: a caller is linked.
+local_roots = False
+
 _CLEAN: Final = Context()  # a request's root never becomes a child of what happens to be current
 
 
@@ -126,7 +133,7 @@ class RequestTracer:
         peer: str | None,
     ) -> RequestTrace:
         caller = None if identity.traceparent is None else _caller(identity)
-        trusted = caller is not None and self._trust.is_trusted(peer, carrier)
+        trusted = caller is not None and self._trust.is_trusted(peer, carrier) and not _keeps_local()
         sampled = trusted or self._is_sampled()  # whom we trust has decided already
         if not sampled and not self._keeps:
             return self._suppressed(carrier, name, "sampled_out")
@@ -196,6 +203,16 @@ class RequestTracer:
 
     def _is_sampled(self) -> bool:
         return self._rate is None or self._rate >= 1.0 or _random.random() < self._rate
+
+
+def _keeps_local() -> bool:
+    """Say whether not even a trusted caller's trace is continued."""
+    if local_roots and due("local roots", float("inf")):
+        logger.warning(
+            "while MLflow is bridged, the traces of callers whom trust_traceparent names are not continued: each "
+            "request gets a trace of its own with a link to the caller's. (Said once.)"
+        )
+    return local_roots
 
 
 def method_attributes(method: str) -> dict[str, Any]:

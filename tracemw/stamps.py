@@ -36,7 +36,7 @@ def stamp(fn: Any, options: Options) -> None:
             _options.setdefault(function, options)
         except TypeError:  # neither hashed nor referred to weakly: a framework cannot have registered it by name
             continue
-    _count(fn)
+    note_new(fn)
 
 
 def traced_form(fn: Any, *, handler: bool = True) -> Any:
@@ -160,8 +160,8 @@ def _own(fn: Any, name: str) -> Any:
         return None
 
 
-def _count(fn: Any) -> None:
-    """Bump the generation, but not for each function that a handler defines anew with every request."""
+def note_new(fn: Any) -> None:
+    """Have the adapters look again, but not for a function that a handler defines anew with every request."""
     global generation
     while isinstance(fn, functools.partial):
         fn = fn.func
