@@ -7,7 +7,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, MutableMapping
-from time import time_ns
+from time import perf_counter_ns, time_ns
 from typing import Any, Final
 
 from opentelemetry import context as otel_context
@@ -142,7 +142,7 @@ class RequestTracer:
         if caller is not None:
             parent, links = _continued(caller, identity) if trusted else _linked(caller, attributes)
         tracer, joined = provider.tracer(), provider.is_joined_now()
-        start_ns = time_ns()
+        start_ns, started = time_ns(), perf_counter_ns()
         # A provider of our own gets the attributes when they are written, which is cheaper.
         told = public(attributes) if joined else None
         span = tracer.start_span(name, parent, SpanKind.SERVER, told, links, start_ns)
@@ -158,7 +158,8 @@ class RequestTracer:
         if not recording:  # the provider's sampler has decided so
             pipeline().count("sampled_out")
         context = Context({**parent, _SPAN_KEY: span, RECORD_KEY: record})
-        return RequestTrace(self, carrier, record, span, context, "joined" if joined else "owned", name)
+        mode = "joined" if joined else "owned"
+        return RequestTrace(self, carrier, record, span, context, mode, name, started)
 
     def _adopt(
         self,
@@ -175,15 +176,14 @@ class RequestTracer:
         record = TraceRecord(ids.trace_id, ids.span_id)
         record.has_parent = span.parent is not None
         now_ns = time_ns()
-        record.start_ns = span.start_time or now_ns
+        record.start_ns = min(span.start_time or now_ns, now_ns)
+        started = perf_counter_ns() - (now_ns - record.start_ns)
         record.name = name
         record.attributes = described(carrier)
         if not sampled:
             record.held_back = []
         context = with_record(otel_context.get_current(), record)
-        request = RequestTrace(self, carrier, record, span, context, "adopted", name)
-        request.began_at(record.start_ns, now_ns)
-        return request
+        return RequestTrace(self, carrier, record, span, context, "adopted", name, started)
 
     def _suppressed(self, carrier: MutableMapping[str, Any], name: str, why: str) -> RequestTrace:
         """Open a request whose trace is not recorded, nor are the spans made inside it.
@@ -199,7 +199,7 @@ class RequestTracer:
             context = with_record(otel_context.get_current(), record)
         else:
             context = Context({_SPAN_KEY: span, RECORD_KEY: record})
-        return RequestTrace(self, carrier, record, span, context, "suppressed", name)
+        return RequestTrace(self, carrier, record, span, context, "suppressed", name, 0)
 
     def _is_sampled(self) -> bool:
         return self._rate is None or self._rate >= 1.0 or _random.random() < self._rate

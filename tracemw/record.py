@@ -98,7 +98,7 @@ class TraceRecord:
         self.error = False
         self.outcome: str | None = None
         self.failure: Mapping[str, Any] | None = None  # the exception that left the handler's span, as an event's
-        self.late = 0  # whether spans began after the root had ended, and failed
+        self.late = 0  # whether spans ended after the root, and failed
         self.attributes: dict[str, Any] = {}  # the root's, merged in when it is written
         self.dropped_spans: dict[int, int | None] | None = None  # span id -> parent of spans that are not kept
         self.held_back: list[ReadableSpan] | None = None  # spans waiting for the decision to keep the trace

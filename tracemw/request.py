@@ -98,6 +98,7 @@ class RequestTrace:
         context: Context,
         mode: str,
         method: str,
+        started: int,
     ) -> None:
         self.record = record
         self.context = context
@@ -107,7 +108,7 @@ class RequestTrace:
         self._span = span
         self.mode = mode
         self._method = method
-        self._started = perf_counter_ns()
+        self._started = started  # by `perf_counter_ns`, when it was `record.start_ns`
 
     def __str__(self) -> str:
         """Return the ids, as access logs show them: gunicorn's `%({tracemw.request}e)s`."""
@@ -128,10 +129,6 @@ class RequestTrace:
     def also_known_to(self, inner: Adapted, carrier: Mapping[str, Any]) -> None:
         """Ask somebody further inside where nobody here knows the route; they may see another carrier, too."""
         self._inner = (inner, carrier)
-
-    def began_at(self, start_ns: int, now_ns: int) -> None:
-        """Take note that the root had begun before us."""
-        self._started -= max(0, now_ns - start_ns)
 
     def response_started(self, status: int) -> None:
         """Take note of the status; the framework still knows the route and the authenticated user."""

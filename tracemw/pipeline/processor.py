@@ -138,8 +138,8 @@ def _take_status(record: TraceRecord, span: ReadableSpan) -> None:
 
 
 def _note_late(record: TraceRecord, span: ReadableSpan) -> None:
-    """Take note of work after the response that has a span of its own."""
-    if record.end_ns is not None and (span.start_time or 0) >= record.end_ns:
+    """Take note of work after the root's end that a span of its own tells of."""
+    if record.end_ns is not None and (span.end_time or 0) >= record.end_ns:
         failed = span.status.status_code is StatusCode.ERROR
         record.late = LATE_FAILED if failed else record.late or LATE
 
