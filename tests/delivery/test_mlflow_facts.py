@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.delivery.rows import START, span_row, trace_row
+from tests.delivery.rows import span_row, trace_row
 from tracemw.pipeline import mlflow_facts as facts
 from tracemw.pipeline.mlflow import is_settled
 from tracemw.store import StoredTrace
 
+START = 1_790_000_000_000_000_000
 WILD = st.text(st.characters() | st.sampled_from("\0\ud800/.:"), max_size=300)
 
 
