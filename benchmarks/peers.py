@@ -35,7 +35,7 @@ def _flask() -> Any:
     return app
 
 
-def _set_provider() -> None:
+def set_provider() -> None:
     """Register a provider with a batch processor whose exporter drops."""
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
@@ -53,12 +53,24 @@ def _set_provider() -> None:
     trace.set_tracer_provider(provider)
 
 
-def _tracemw(**settings: Any) -> Any:
+def configured(**settings: Any) -> Any:
+    """Return tracemw, its destination set: `none:`, unless what is measured is the writing."""
     import tracemw
 
-    tracemw.configure(destination=os.environ.get("BENCH_DESTINATION", "none:"), **settings)
+    tracemw.configure(**{"destination": "none:", **settings})
     return tracemw
 
+
+ATTRIBUTES = {
+    "http.request.method": "GET",
+    "url.scheme": "http",
+    "url.path": "/users/42",
+    "network.protocol.version": "1.1",
+    "client.address": "127.0.0.1",
+    "server.address": "127.0.0.1",
+    "server.port": 8000,
+    "http.response.status_code": 200,
+}
 
 # ASGI
 
@@ -67,45 +79,107 @@ def fastapi_bare() -> Any:
     return _fastapi()
 
 
+def fastapi_floor() -> Any:
+    """The floor: one span of the SDK with eight attributes, made current, ended, batched; nothing else."""
+    from opentelemetry import context, trace
+    from opentelemetry.trace import SpanKind
+
+    set_provider()
+    tracer = trace.get_tracer("bench")
+
+    class OneSpan:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            span = tracer.start_span("GET /users/{user_id}", kind=SpanKind.SERVER, attributes=ATTRIBUTES)
+            token = context.attach(trace.set_span_in_context(span))
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                context.detach(token)
+                span.end()
+
+    app = _fastapi(telemetry={"tracing": False})
+    app.add_middleware(OneSpan)
+    return app
+
+
 def fastapi_tracemw() -> Any:
     app = _fastapi()
-    app.add_middleware(_tracemw().TraceMiddleware)
+    app.add_middleware(configured().TraceMiddleware)
+    return app
+
+
+def fastapi_tracemw_stored() -> Any:
+    app = _fastapi()
+    app.add_middleware(configured(destination="sqlite:///bench.db").TraceMiddleware)
+    return app
+
+
+def fastapi_tracemw_below() -> Any:
+    """The handler is traced, too: the decorators in the order that everybody would write."""
+    from fastapi import FastAPI
+
+    tracemw, app = configured(), FastAPI()
+
+    @app.get("/users/{user_id}")
+    @tracemw.trace
+    async def user(user_id: int) -> dict[str, int]:
+        return {"id": user_id}
+
+    app.add_middleware(tracemw.TraceMiddleware)
+    return app
+
+
+def fastapi_tracemw_above() -> Any:
+    """The same, in the other order: the route is given a function that is not traced yet."""
+    from fastapi import FastAPI
+
+    tracemw, app = configured(), FastAPI()
+
+    @tracemw.trace
+    @app.get("/users/{user_id}")
+    async def user(user_id: int) -> dict[str, int]:
+        return {"id": user_id}
+
+    app.add_middleware(tracemw.TraceMiddleware)
     return app
 
 
 def fastapi_tracemw_unsampled() -> Any:
     app = _fastapi()
-    app.add_middleware(_tracemw(sample_rate=0.0).TraceMiddleware)
+    app.add_middleware(configured(sample_rate=0.0).TraceMiddleware)
     return app
 
 
 def fastapi_tracemw_excluded() -> Any:
     app = _fastapi()
-    app.add_middleware(_tracemw(exclude=["/users/*"]).TraceMiddleware)
+    app.add_middleware(configured(exclude=["/users/*"]).TraceMiddleware)
     return app
 
 
 def fastapi_tracemw_joined() -> Any:
-    _set_provider()
+    set_provider()
     app = _fastapi(telemetry={"tracing": False})
-    app.add_middleware(_tracemw().TraceMiddleware)
+    app.add_middleware(configured().TraceMiddleware)
     return app
 
 
 def fastapi_native() -> Any:
-    _set_provider()
+    set_provider()
     return _fastapi(telemetry={"operation_spans": False})
 
 
 def fastapi_native_operations() -> Any:
-    _set_provider()
+    set_provider()
     return _fastapi()
 
 
 def fastapi_starlette_otel() -> Any:
     from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
 
-    _set_provider()
+    set_provider()
     app = _fastapi(telemetry={"tracing": False})
     app.add_middleware(OpenTelemetryMiddleware)
     return app
@@ -114,7 +188,7 @@ def fastapi_starlette_otel() -> Any:
 def fastapi_otel_contrib() -> Any:
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
-    _set_provider()
+    set_provider()
     app = _fastapi(telemetry={"tracing": False})
     FastAPIInstrumentor.instrument_app(app)
     return app
@@ -123,7 +197,7 @@ def fastapi_otel_contrib() -> Any:
 def fastapi_otel_contrib_lean() -> Any:
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
-    _set_provider()
+    set_provider()
     app = _fastapi(telemetry={"tracing": False})
     FastAPIInstrumentor.instrument_app(app, exclude_spans=["send", "receive"])
     return app
@@ -189,16 +263,23 @@ def fastapi_correlation_id() -> Any:
     return app
 
 
-def fastapi_mlflow_pattern() -> Any:
-    """The pattern of MLflow's guide on environments and versions, by hand in each handler."""
+def configured_mlflow() -> Any:
+    """Return MLflow, its exporter dropping."""
     import mlflow
-    from fastapi import FastAPI, Request
     from mlflow.tracing.export.mlflow_v3 import MlflowV3SpanExporter
 
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     mlflow.tracking.fluent._active_experiment_id = "0"  # as set_experiment() does, without asking a server
     MlflowV3SpanExporter._log_spans = lambda self, *args, **kwargs: None
     MlflowV3SpanExporter._log_trace = lambda self, *args, **kwargs: None
+    return mlflow
+
+
+def fastapi_mlflow_pattern() -> Any:
+    """The pattern of MLflow's guide on environments and versions, by hand in each handler."""
+    from fastapi import FastAPI, Request
+
+    mlflow = configured_mlflow()
     app = FastAPI()
 
     @app.get("/users/{user_id}")
@@ -229,14 +310,14 @@ def flask_bare() -> Any:
 
 def flask_tracemw() -> Any:
     app = _flask()
-    app.wsgi_app = _tracemw().WSGITraceMiddleware(app.wsgi_app)
+    app.wsgi_app = configured().WSGITraceMiddleware(app.wsgi_app)
     return app
 
 
 def flask_otel_contrib() -> Any:
     from opentelemetry.instrumentation.flask import FlaskInstrumentor
 
-    _set_provider()
+    set_provider()
     app = _flask()
     FlaskInstrumentor().instrument_app(app)
     return app
@@ -264,7 +345,11 @@ def flask_ddtrace() -> Any:
 PEERS: dict[str, dict[str, tuple[str, Maker]]] = {
     "fastapi": {
         "bare": ("no tracing", fastapi_bare),
+        "floor": ("one span of the OpenTelemetry SDK, nothing else", fastapi_floor),
         "tracemw": ("tracemw", fastapi_tracemw),
+        "tracemw-stored": ("tracemw, with the store's writer thread", fastapi_tracemw_stored),
+        "tracemw-below": ("tracemw, handler under `@trace` too", fastapi_tracemw_below),
+        "tracemw-above": ("tracemw, `@trace` above the route's decorator", fastapi_tracemw_above),
         "tracemw-joined": ("tracemw, on the application's provider", fastapi_tracemw_joined),
         "tracemw-unsampled": ("tracemw, sample_rate=0", fastapi_tracemw_unsampled),
         "tracemw-excluded": ("tracemw, excluded path", fastapi_tracemw_excluded),

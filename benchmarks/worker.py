@@ -1,14 +1,20 @@
-"""One peer in a process of its own: answers each number on stdin with the microseconds a request then took.
+"""One subject in a process of its own: answers each line on stdin with the microseconds an operation then took.
 
-    python -m benchmarks.worker FRAMEWORK PEER
+    python -m benchmarks.worker GROUP NAME
+
+A line is a number of operations and, where the subject has several, which one; the answer has the time by the
+wall's clock and by the processor's (of all threads of the process).
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
+import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.peers import PEERS, silence
@@ -23,6 +29,23 @@ HEADERS = [
     (b"x-session-id", b"session-1"),
     (b"x-user-id", b"jane"),
 ]
+
+
+class Watch:
+    """Measures what is done inside it: seconds of the wall's clock and of the processor's."""
+
+    wall = cpu = 0.0
+
+    def __enter__(self) -> Watch:
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall = time.perf_counter() - self._wall
+        self.cpu = time.process_time() - self._cpu
+
+
+Measure = Callable[[str, int], Watch]
 
 
 def asgi_scope() -> dict[str, Any]:
@@ -53,12 +76,12 @@ async def _send(message: Any) -> None:
         assert message["status"] == 200, message
 
 
-async def ask_asgi(app: Any, number: int) -> float:
-    """Send requests; returns seconds."""
-    began = time.perf_counter()
-    for _ in range(number):
-        await app(asgi_scope(), _receive, _send)
-    return time.perf_counter() - began
+async def ask_asgi(app: Any, number: int) -> Watch:
+    """Send requests to an ASGI application."""
+    with Watch() as watch:
+        for _ in range(number):
+            await app(asgi_scope(), _receive, _send)
+    return watch
 
 
 def wsgi_environ() -> dict[str, Any]:
@@ -89,34 +112,45 @@ def _start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
     assert status.startswith("200"), status
 
 
-def ask_wsgi(app: Any, number: int) -> float:
-    """Send requests; returns seconds."""
-    began = time.perf_counter()
-    for _ in range(number):
-        body = app(wsgi_environ(), _start_response)
-        for _part in body:
-            pass
-        if hasattr(body, "close"):
-            body.close()
-    return time.perf_counter() - began
+def ask_wsgi(app: Any, number: int) -> Watch:
+    """Send requests to a WSGI application."""
+    with Watch() as watch:
+        for _ in range(number):
+            body = app(wsgi_environ(), _start_response)
+            for _part in body:
+                pass
+            if hasattr(body, "close"):
+                body.close()
+    return watch
 
 
-def main(framework: str, peer: str) -> None:
-    """Serve the numbers on stdin."""
-    silence()
+def requests(framework: str, peer: str) -> Measure:
+    """Return what sends requests to a peer's application."""
     app = PEERS[framework][peer][1]()
+    if framework == "flask":
+        return lambda case, number: ask_wsgi(app, number)
     loop = asyncio.new_event_loop()
+    measure: Measure = lambda case, number: loop.run_until_complete(ask_asgi(app, number))  # noqa: E731
+    return measure
 
-    def ask(number: int) -> float:
-        return loop.run_until_complete(ask_asgi(app, number)) if framework == "fastapi" else ask_wsgi(app, number)
 
-    ask(300)
+def main(group: str, name: str) -> None:
+    """Serve the lines on stdin. What the subject prints does not get between the answers."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    silence()
+    if group in PEERS:
+        measure = requests(group, name)
+        measure("", 300)
+    else:
+        measure = importlib.import_module(f"benchmarks.{group}").prepare(name)
     gc.collect()
     gc.freeze()
-    print("ready", flush=True)
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        number = int(line)
-        print(ask(number) / number * 1e6, flush=True)
+        number, _, case = line.strip().partition(" ")
+        watch = measure(case, int(number))
+        print(watch.wall / int(number) * 1e6, watch.cpu / int(number) * 1e6, file=answers, flush=True)
 
 
 if __name__ == "__main__":
