@@ -12,14 +12,18 @@ import os
 import random
 import threading
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from opentelemetry import trace as trace_api
+from opentelemetry.context import Context
+from opentelemetry.sdk.environment_variables import OTEL_TRACES_SAMPLER
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
-from opentelemetry.trace import Tracer
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceFlags, Tracer, TraceState
+from opentelemetry.util.types import Attributes
 
 from tracemw import config
 from tracemw.guard import guarded
@@ -51,6 +55,37 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_random.seed)
 
 
+_SAMPLED_ROOT: Final = SamplingResult(Decision.RECORD_AND_SAMPLE)  # of a request, which begins with neither
+
+
+class _FollowParent(Sampler):
+    """Samples what has no parent, or a sampled one: OpenTelemetry's default, without its detours."""
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """Decide by the parent in the context."""
+        if not attributes and not parent_context and parent_context is not None:
+            return _SAMPLED_ROOT
+        parent = trace_api.get_current_span(parent_context).get_span_context()
+        if not parent.is_valid:
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
+        sampled = parent.trace_flags & TraceFlags.SAMPLED
+        decision = Decision.RECORD_AND_SAMPLE if sampled else Decision.DROP
+        return SamplingResult(decision, attributes if sampled else None, parent.trace_state)
+
+    def get_description(self) -> str:
+        """Return the name of the sampler that it stands for."""
+        return "ParentBased{root:AlwaysOnSampler}"
+
+
 class _Providers:
     """The providers we know, and the tracer in force."""
 
@@ -69,10 +104,20 @@ _providers = _Providers()
 
 def tracer() -> Tracer:
     """Return the tracer in force. Notices when the application has registered a provider since."""
-    current = trace_api.get_tracer_provider()
-    if current is not _providers.seen or _providers.tracer is None:
-        _look(current)
+    if _registered() is not _providers.seen or _providers.tracer is None:
+        _look(trace_api.get_tracer_provider())
     return _providers.tracer  # type: ignore[return-value]
+
+
+def _registered_attribute() -> Any:
+    return trace_api._TRACER_PROVIDER
+
+
+# Where none is registered, `get_tracer_provider` looks into the environment with every call. Whether one has been
+# registered since, the API's own variable tells at once; without it, the function does.
+_registered: Callable[[], Any] = (
+    _registered_attribute if hasattr(trace_api, "_TRACER_PROVIDER") else trace_api.get_tracer_provider
+)
 
 
 def in_force() -> Any:
@@ -128,7 +173,7 @@ def _look(current: Any) -> None:
         _providers.joined = joined
         _providers.made_by = made_by
         _providers.tracer = made_by.get_tracer(SCOPE)
-        _providers.seen = current
+        _providers.seen = _registered()
 
 
 def _private() -> TracerProvider:
@@ -137,7 +182,8 @@ def _private() -> TracerProvider:
 
         settings = config.settings()
         # Where a rate is set, the root's maker decides and children follow; else OTEL_TRACES_SAMPLER does.
-        sampler = None if settings.sample_rate is None else ParentBased(ALWAYS_ON)
+        decided = settings.sample_rate is not None or OTEL_TRACES_SAMPLER not in os.environ
+        sampler = _FollowParent() if decided else None
         made = TracerProvider(
             sampler=sampler,
             id_generator=_IdGenerator(),
