@@ -146,8 +146,8 @@ def test_the_root_says_what_is_known_of_the_trace(collector: Collector) -> None:
     root, child = collector.spans
     expected = {
         "tracemw.client_request_id": "request-1", "session.id": "s", "user.id": "u",
-        "tracemw.outcome": "completed", "tracemw.metadata.customer": "x", "mlflow.traceTag.a": "b", "tracemw.request_preview": "GET /items/1",
-        "tracemw.response_preview": "200", "http.request.method": "GET",
+        "tracemw.outcome": "completed", "tracemw.metadata.customer": "x", "mlflow.traceTag.a": "b",
+        "tracemw.request_preview": "GET /items/1", "tracemw.response_preview": "200", "http.request.method": "GET",
     }  # fmt: skip
     assert attributes(root) == expected
     assert attributes(child) == {}

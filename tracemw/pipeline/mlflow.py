@@ -2,13 +2,15 @@
 
 Spans go in OTLP requests, many traces in one; each trace's facts, which OTLP has no place for, by StartTraceV3.
 Both are upserts, so a trace may be sent again. A server of MLflow 3.4 or newer is needed (OTLP came with it), on a
-database: the file store has no OTLP.
+database: the file store has no OTLP. What changed since: 3.6 reads spans from its database (before, from an
+artifact of each trace), 3.7 takes compressed requests, 3.13 makes tags of attributes of the root span.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import re
 import ssl
@@ -19,8 +21,9 @@ from dataclasses import replace
 from importlib.metadata import version
 from queue import SimpleQueue
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
+from tracemw.guard import due
 from tracemw.pipeline import mlflow_facts as facts
 from tracemw.pipeline.batches import Batches, Encoded, Result
 from tracemw.pipeline.otlp_encode import Encoder
@@ -29,13 +32,18 @@ from tracemw.pipeline.transport import Answer, Connection, Endpoint, Refused, Un
 from tracemw.store.rows import SpanRow, StoredTrace
 
 OLDEST: Final = (3, 4)
+SPANS_IN_STORE: Final = (3, 6)
+COMPRESSION: Final = (3, 7)
+TAGS_IN_SPANS: Final = (3, 13)
 GROUP: Final = 100  # traces whose facts are sent before their spans follow in one request
 THREADS: Final = 4  # connections for the facts: small requests that wait for the server's disk
 GZIP_LEVEL: Final = 4
 API: Final = "/api/3.0/mlflow/traces"
 
 _JSON: Final = {"Content-Type": "application/json"}
-_PROTOBUF: Final = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
+_PROTOBUF: Final = {"Content-Type": "application/x-protobuf"}
+
+logger = logging.getLogger("tracemw")
 
 
 class Mlflow:
@@ -49,19 +57,29 @@ class Mlflow:
     """
 
     def __init__(self, target: Target) -> None:
-        self.fast = target.options.get("fidelity") == "fast"
+        self._wants_fast = target.options.get("fidelity") == "fast"
         self._server = Server(target)
         self._encoder = Encoder()
         self._batches = Batches(self._server.post_spans)
 
+    @property
+    def fast(self) -> bool:
+        """True where everything goes in the spans, as far as they have a place for it."""
+        return self._wants_fast and self._server.version >= TAGS_IN_SPANS
+
     def check(self) -> str:
         """Look at the server's version, and find or make the experiment."""
-        return self._server.connect()
+        text = self._server.connect()
+        if self._wants_fast and not self.fast:
+            text += "; fidelity=fast needs 3.13 or newer, so traces are delivered in full"
+            if due("mlflow fidelity"):
+                logger.warning("%s", text)
+        return text
 
     def send(self, traces: Sequence[StoredTrace], suspects: Container[int]) -> Generator[Result, None, None]:
         """Send facts and spans, a group of traces at a time."""
         if self._server.experiment is None:
-            self._server.connect()
+            self.check()
         try:
             for start in range(0, len(traces), GROUP):
                 yield from self._send(traces[start : start + GROUP], suspects)
@@ -75,7 +93,8 @@ class Mlflow:
 
     def _send(self, traces: Sequence[StoredTrace], suspects: Container[int]) -> Iterator[Result]:
         """Send a group: facts, spans, and the facts of those whose facts the server would make from the spans."""
-        before = [] if self.fast else [trace for trace in traces if is_settled(trace)]
+        facts_first = not self.fast and self._server.version >= SPANS_IN_STORE
+        before = [trace for trace in traces if is_settled(trace)] if facts_first else []
         refused: set[int] = set()
         for result in self._server.post_facts(before):
             if result.reason is not None:
@@ -147,14 +166,17 @@ class Server:
     """What we ask of an MLflow server.
 
     Attributes:
+        version: Of the server, major and minor; nothing before `connect`.
         experiment: Id of the experiment, None before `connect`.
     """
 
     def __init__(self, target: Target) -> None:
         self.url = target.url
+        self.version: tuple[int, ...] = ()
         self.experiment: str | None = None
         self._name = target.options.get("experiment") or os.environ.get("MLFLOW_EXPERIMENT_NAME")
         self._fixed = None if self._name else os.environ.get("MLFLOW_EXPERIMENT_ID")
+        self._name = self._name or "Default"
         endpoint = Endpoint(target.url, headers=_headers(target), context=_tls)
         self._connections = [Connection(endpoint) for _ in range(THREADS)]
         self._made: set[int] = set()  # traces of which the server has the facts alone, by us
@@ -167,12 +189,12 @@ class Server:
             Unfit: It is too old, is no MLflow server, or lets us not in.
         """
         found = self._version()
-        numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
-        if numbers < OLDEST:
+        self.version = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
+        if self.version < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise Unfit(f"{self.url} runs MLflow {found}, traces need {oldest} or newer: update the server")
-        self.experiment = self._fixed or self._find_experiment(self._name or "Default")
-        return f"MLflow {found} at {self.url}, experiment {self._name or self.experiment}"
+        self.experiment = self._fixed or self._find_experiment(self._name)
+        return f"MLflow {found} at {self.url}, experiment {self._fixed or self._name}"
 
     def close(self) -> None:
         """Close the connections."""
@@ -207,8 +229,9 @@ class Server:
     def post_spans(self, body: bytes) -> None:
         """Post spans of many traces: all are taken, or none."""
         headers = {**_PROTOBUF, "x-mlflow-experiment-id": self.experiment or ""}
-        packed = gzip.compress(body, GZIP_LEVEL)
-        answer = self._connections[0].request("POST", "/v1/traces", packed, headers)
+        if self.version >= COMPRESSION:
+            body, headers["Content-Encoding"] = gzip.compress(body, GZIP_LEVEL), "gzip"
+        answer = self._connections[0].request("POST", "/v1/traces", body, headers)
         if answer.status == 501:
             raise Unfit(
                 f"the MLflow server {self.url} keeps its data in files, which have no place for spans: start it "
@@ -267,11 +290,25 @@ class Server:
             if answer.status == 404 and b"no longer exists" not in answer.body:
                 raise Unavailable(f"the experiment {self.experiment} is not there: {answer.text}")
             answer.check("the trace's facts")
+            if self.version < SPANS_IN_STORE:
+                self._put_artifact(connection, trace, _json(answer))
         except Refused as exc:
             return Result(trace, str(exc), exc.final)
         if b"mlflow.trace.spansLocation" not in answer.body:
             self._made.add(trace.id)
         return Result(trace)
+
+    def _put_artifact(self, connection: Connection, trace: StoredTrace, told: Any) -> None:
+        """Store the spans where servers before 3.6 read them."""
+        found = told["trace"]["trace_info"].get("tags", {}).get("mlflow.artifactLocation", "")
+        location = urlsplit(found)
+        if location.scheme != "mlflow-artifacts":
+            raise Unfit(
+                f"{self.url} keeps spans as artifacts and does not serve them ({found}): "
+                "update it to MLflow 3.6 or newer, or start it with --serve-artifacts"
+            )
+        path = f"/api/2.0/mlflow-artifacts/artifacts/{quote(location.path.strip('/'))}/traces.json"
+        connection.request("PUT", path, facts.artifact(trace), _JSON).check("the spans' artifact")
 
     def _is_told(self, connection: Connection, info: Mapping[str, Any]) -> bool:
         """True where the service that called ours has told its facts of their common trace: they count."""
