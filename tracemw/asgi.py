@@ -9,16 +9,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from time import perf_counter_ns
 from typing import Any, overload
-
-from opentelemetry import context as otel_context
 
 from tracemw import config, provider
 from tracemw.adapting import Attached
-from tracemw.afterwards import QUICK
 from tracemw.errors import SettingError
-from tracemw.exchange import Exchange, Message, Socket, answering
+from tracemw.exchange import Connection, Exchange, Message, Socket, Unrecorded
 from tracemw.guard import guarded
 from tracemw.opening import METHODS, RequestTracer, method_attributes
 from tracemw.request import KEY, RequestTrace
@@ -77,113 +73,65 @@ class TraceMiddleware:
             await self._lifespan(scope, receive, send)
         elif (outer := scope.get(KEY)) is not None:
             await self._enrich(outer, scope, receive, send)
-        elif (request := self._open(scope)) is None:
-            await self.app(scope, receive, send)
-        elif not request.record.recording:
-            await self._unrecorded(request, scope, receive, send)
-        elif kind == "http":
-            await self._http(request, scope, receive, send)
+        elif (connection := self._open(scope)) is not None:
+            await self._serve(connection, scope, receive, send)
         else:
-            await self._websocket(request, scope, receive, send)
+            await self.app(scope, receive, send)
 
-    async def _http(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self._tracer is not None  # it opened the request
-        exchange = Exchange(request, self._tracer, scope)
+    async def _serve(self, connection: Connection, scope: Scope, receive: Receive, send: Send) -> None:
+        request = connection.request
 
         async def traced_send(message: Message) -> None:
-            message = exchange.sending(message) or message
+            message = connection.sending(message) or message
             try:
                 await send(message)
             except OSError:  # how a server says that nobody is there any more (ASGI, version 2.4)
                 request.client_left()
                 raise
-            if exchange.is_last:
-                exchange.is_last = False
+            if connection.is_last:
+                connection.is_last = False
                 request.completed()
 
         async def traced_receive() -> Message:
             message = await receive()
-            exchange.received(message)
+            connection.received(message)
             return message
 
-        token = otel_context.attach(request.context)
+        connection.enter()
         try:
             await self.app(scope, traced_receive, traced_send)
         except BaseException as exc:
-            request.left(exc)
+            connection.left(exc)
             raise
         finally:
-            if not request.ended:
-                request.end()
-            if perf_counter_ns() - request.gone_at > QUICK:
-                request.returned()
-            otel_context.detach(token)
-
-    async def _websocket(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self._tracer is not None
-        socket = Socket(request, self._tracer)
-
-        async def traced_receive() -> Message:
-            message = await receive()
-            socket.received(message)
-            return message
-
-        async def traced_send(message: Message) -> None:
-            message = socket.sending(message) or message
-            try:
-                await send(message)
-            except OSError:
-                request.client_left()
-                raise
-
-        token = otel_context.attach(request.context)
-        try:
-            await self.app(scope, traced_receive, traced_send)
-        except BaseException as exc:
-            socket.left(exc)
-            raise
-        finally:
-            socket.end()
-            request.returned()
-            otel_context.detach(token)
-
-    async def _unrecorded(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request that is excluded or not sampled: only the response's headers are to be done."""
-
-        async def send_with_headers(message: Message) -> None:
-            await send(answering(request, message) or message)
-
-        adds_headers = self._tracer is not None and self._tracer.response_headers
-        token = otel_context.attach(request.context)
-        try:
-            await self.app(scope, receive, send_with_headers if adds_headers else send)
-        finally:
-            request.release()
-            otel_context.detach(token)
+            connection.leave()
 
     async def _enrich(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on whose trace is open already; exceptions are seen here before they are handled."""
-        self._prepare(scope)
-        if self._attached.adapter is not None:
-            request.also_known_to(self._attached, scope)
+        self._join(request, scope)
         try:
             await self.app(scope, receive, send)
         except BaseException as exc:
             request.raised(exc)
             raise
 
+    @guarded()
+    def _join(self, request: RequestTrace, scope: Scope) -> None:
+        self._prepare(scope)
+        if self._attached.adapter is not None:
+            request.also_known_to(self._attached, scope)
+
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._prepare(scope)
 
         async def flushing_send(message: Message) -> None:
-            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-                _flush_at_shutdown()
+            _flush_at_shutdown(message)
             await send(message)
 
         await self.app(scope, receive, flushing_send)
 
     @guarded()
-    def _open(self, scope: Scope) -> RequestTrace | None:
+    def _open(self, scope: Scope) -> Connection | None:
         if not config.enabled():
             return None
         tracer = self._tracer
@@ -200,7 +148,9 @@ class TraceMiddleware:
         )
         if (request.mode == "joined" or tracer.is_global) and "fastapi.telemetry" not in scope:
             _hide_from_telemetry(request, scope)
-        return request
+        if not request.record.recording:
+            return Unrecorded(request, tracer)
+        return Exchange(request, tracer, scope) if method != "WS" else Socket(request, tracer)
 
     def _compile(self, scope: Scope) -> RequestTracer:
         """Make the tracer of the settings that are in force now."""
@@ -250,8 +200,9 @@ def _hide_from_telemetry(request: RequestTrace, scope: Scope) -> None:
 
 
 @guarded()
-def _flush_at_shutdown() -> None:
-    config.flush(config.EXIT_FLUSH, delivered=False)
+def _flush_at_shutdown(message: Message) -> None:
+    if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+        config.flush(config.EXIT_FLUSH, delivered=False)
 
 
 def _built_by_framework() -> bool:

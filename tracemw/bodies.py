@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from tracemw.guard import guarded
+
 LIMIT: Final = 65_536  # bytes of a body that are kept
 REQUEST: Final = "tracemw.request.body"
 RESPONSE: Final = "tracemw.response.body"
@@ -32,6 +34,7 @@ class Tee:
         self._wanted = is_text(content_type)
         self.size = 0
 
+    @guarded()
     def add(self, part: Any) -> None:
         """Take note of a part that passes."""
         if not isinstance(part, (bytes, bytearray, memoryview)):

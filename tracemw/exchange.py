@@ -9,6 +9,9 @@ from collections.abc import MutableMapping
 from time import perf_counter_ns
 from typing import Any, Final
 
+from opentelemetry import context as otel_context
+
+from tracemw.afterwards import QUICK
 from tracemw.bodies import Tee, content_type
 from tracemw.guard import guarded
 from tracemw.opening import RequestTracer
@@ -24,28 +27,92 @@ NO_CODE: Final = 1005
 MAX_REASON: Final = 250  # characters; the protocol allows 123 bytes
 
 
-class Exchange:
-    """One HTTP request and its response.
+class Connection:
+    """What passes between one application and its server.
 
     Attributes:
+        request: The trace of the request.
         is_last: The message that was looked at last completes the response.
     """
 
-    __slots__ = ("is_last", "_request", "_tracer", "_trailers")
+    __slots__ = ("request", "is_last", "_adds_headers", "_token")
+
+    def __init__(self, request: RequestTrace, tracer: RequestTracer) -> None:
+        self.request = request
+        self.is_last = False
+        self._adds_headers = tracer.response_headers
+        self._token: Any = None
+
+    @guarded()
+    def enter(self) -> None:
+        """Have what is called from here on run in the request's context."""
+        self._token = otel_context.attach(self.request.context)
+
+    @guarded()
+    def leave(self) -> None:
+        """End the request, now that the application has returned, and restore the context of the server."""
+        request = self.request
+        try:
+            if not request.ended:
+                self._end()
+            if perf_counter_ns() - request.gone_at > QUICK:
+                request.returned()
+        finally:
+            if self._token is not None:
+                otel_context.detach(self._token)
+
+    @guarded()
+    def sending(self, message: Message) -> Message | None:
+        """Look at a message before it is sent; return the one to be sent instead, if there is one."""
+        return None
+
+    @guarded()
+    def received(self, message: Message) -> None:
+        """Look at a message that the application receives."""
+
+    @guarded()
+    def left(self, exc: BaseException) -> None:
+        """Take note of an exception that left the application."""
+        self.request.left(exc)
+
+    def _end(self) -> None:
+        self.request.end()
+
+
+class Unrecorded(Connection):
+    """One that is excluded or not sampled: only the response's headers are to be done."""
+
+    __slots__ = ()
+
+    @guarded()
+    def sending(self, message: Message) -> Message | None:
+        """Add our headers where a response begins."""
+        if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
+            self.request.resolve_user()  # for log lines
+            return with_headers(self.request, message) if self._adds_headers else None
+        return None
+
+
+class Exchange(Connection):
+    """One HTTP request and its response."""
+
+    __slots__ = ("_keeps_body", "_trailers")
 
     def __init__(self, request: RequestTrace, tracer: RequestTracer, scope: MutableMapping[str, Any]) -> None:
+        self.request = request  # and not through `super`: this is on every request's way
         self.is_last = False
-        self._request = request
-        self._tracer = tracer
+        self._adds_headers = tracer.response_headers
+        self._token = None
+        self._keeps_body = tracer.keeps_response_body
         self._trailers = False
         if tracer.keeps_request_body:
-            self._keep_request_body(scope)
+            request.request_body = Tee(content_type(scope.get("headers") or ()))
 
     @guarded()
     def sending(self, message: Message) -> Message | None:
         """Look at a message before it is sent; return the one to be sent instead, if there is one."""
         kind = message["type"]
-        request = self._request
+        request = self.request
         if kind == "http.response.body":
             body = message.get("body") or b""
             request.body_sent(len(body))
@@ -67,40 +134,34 @@ class Exchange:
         return None
 
     def _started(self, message: Message) -> Message | None:
-        request = self._request
+        request = self.request
         self._trailers = bool(message.get("trailers", False))
         request.response_started(int(message["status"]))
-        if self._tracer.keeps_response_body:
+        if self._keeps_body:
             request.response_body = Tee(content_type(headers_of(message)))
-        return with_headers(request, message) if self._tracer.response_headers else None
+        return with_headers(request, message) if self._adds_headers else None
 
     @guarded()
     def received(self, message: Message) -> None:
         """Look at a message that the application receives."""
         if message["type"] == "http.disconnect":
-            self._request.client_left()
-        elif self._request.request_body is not None:
-            self._request.request_body.add(message.get("body"))
-
-    @guarded()
-    def _keep_request_body(self, scope: MutableMapping[str, Any]) -> None:
-        self._request.request_body = Tee(content_type(scope.get("headers") or ()))
+            self.request.client_left()
+        elif self.request.request_body is not None:
+            self.request.request_body.add(message.get("body"))
 
 
-class Socket:
+class Socket(Connection):
     """One WebSocket connection: its handshake, how much passed, and how it was closed."""
 
-    __slots__ = ("_request", "_headers", "_received", "_sent", "_accepted", "_opened", "_code", "_reason")
+    __slots__ = ("_received", "_sent", "_accepted", "_opened", "_code")
 
     def __init__(self, request: RequestTrace, tracer: RequestTracer) -> None:
-        self._request = request
-        self._headers = tracer.response_headers
+        super().__init__(request, tracer)
         self._received = 0
         self._sent = 0
         self._accepted = False
         self._opened = perf_counter_ns()
         self._code: int | None = None
-        self._reason: str | None = None
 
     @guarded()
     def received(self, message: Message) -> None:
@@ -115,7 +176,7 @@ class Socket:
     def sending(self, message: Message) -> Message | None:
         """Look at a message before it is sent; return the one to be sent instead, if there is one."""
         kind = message["type"]
-        request = self._request
+        request = self.request
         if kind == "websocket.send":
             self._sent += 1
         elif kind == "websocket.accept":
@@ -123,10 +184,10 @@ class Socket:
             request.response_started(101)
             elapsed = (perf_counter_ns() - self._opened) / 1e6
             request.record.attributes["tracemw.websocket.accept_ms"] = round(elapsed, 3)
-            return with_headers(request, message) if self._headers else None
+            return with_headers(request, message) if self._adds_headers else None
         elif kind == "websocket.http.response.start":
             request.response_started(int(message["status"]))
-            return with_headers(request, message) if self._headers else None
+            return with_headers(request, message) if self._adds_headers else None
         elif kind == "websocket.http.response.body":
             self._denied(message)
         elif kind == "websocket.close":
@@ -136,13 +197,13 @@ class Socket:
         return None
 
     def _denied(self, message: Message) -> None:
-        self._request.body_sent(len(message.get("body") or b""))
+        self.request.body_sent(len(message.get("body") or b""))
         if not message.get("more_body", False):
             self._close(None, None)
 
     def _close(self, code: Any, reason: Any) -> None:
         """Take note of the end of the connection; the first one counts."""
-        request = self._request
+        request = self.request
         if request.gone_at:
             return
         attributes = request.record.attributes
@@ -159,7 +220,7 @@ class Socket:
         request.closed()
 
     def _tell_messages(self) -> None:
-        attributes = self._request.record.attributes
+        attributes = self.request.record.attributes
         attributes["tracemw.websocket.messages_received"] = self._received
         attributes["tracemw.websocket.messages_sent"] = self._sent
 
@@ -169,27 +230,14 @@ class Socket:
 
         `WebSocketDisconnect` is how Starlette tells the application of the end, whatever its code.
         """
-        if not (self._code is not None and type(exc).__name__ == "WebSocketDisconnect"):
-            self._request.left(exc)
+        if self._code is None or type(exc).__name__ != "WebSocketDisconnect":
+            self.request.left(exc)
 
-    @guarded()
-    def end(self) -> None:
-        """End the request, now that the application has returned."""
+    def _end(self) -> None:
         self._tell_messages()
-        if self._accepted and not self._request.gone_at:  # the server closes the connection then
-            self._request.closed()
-        self._request.end()
-
-
-@guarded()
-def answering(request: RequestTrace, message: Message) -> Message | None:
-    """Return the message with our headers where it begins a response; all there is to do for most requests
-    that are not recorded.
-    """
-    if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
-        request.resolve_user()  # for log lines
-        return with_headers(request, message)
-    return None
+        if self._accepted and not self.request.gone_at:  # the server closes the connection then
+            self.request.closed()
+        self.request.end()
 
 
 def with_headers(request: RequestTrace, message: Message) -> Message:

@@ -133,10 +133,10 @@ class RequestTrace:
     def response_started(self, status: int) -> None:
         """Take note of the status; the framework still knows the route and the authenticated user."""
         self.status = status
-        if self._resolver.knows_users:
+        resolver = self._resolver
+        if resolver.knows_users:
             self.resolve_user()
-            self.find_route()
-        elif self._inner is not None:
+        if self.record.recording and (resolver.adapter is not None or self._inner is not None):
             self.find_route()
 
     def body_sent(self, size: int) -> None:

@@ -57,18 +57,15 @@ class WSGITraceMiddleware:
         outer = environ.get(KEY)
         if outer is not None:
             return self._enrich(outer, environ, start_response)
-        request = self._open(environ)
-        if request is None:
+        response = self._open(environ)
+        if response is None:
             return self.app(environ, start_response)
-        assert self._tracer is not None  # it opened the request
-        return _Response(request, self._tracer).run(self.app, environ, start_response)
+        return response.run(self.app, environ, start_response)
 
     def _enrich(
         self, request: RequestTrace, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
-        self._prepare()
-        if self._attached.adapter is not None:
-            request.also_known_to(self._attached, environ)
+        self._join(request, environ)
         try:
             return self.app(environ, start_response)
         except BaseException as exc:
@@ -76,14 +73,20 @@ class WSGITraceMiddleware:
             raise
 
     @guarded()
-    def _open(self, environ: Environ) -> RequestTrace | None:
+    def _join(self, request: RequestTrace, environ: Environ) -> None:
+        self._prepare()
+        if self._attached.adapter is not None:
+            request.also_known_to(self._attached, environ)
+
+    @guarded()
+    def _open(self, environ: Environ) -> _Response | None:
         if not config.enabled():
             return None
         tracer = self._tracer
         if tracer is None or self._generation != config.generation():
             tracer = self._compile()
         self._attached.keep_prepared()
-        return tracer.open(
+        request = tracer.open(
             environ,
             tracer.identity.from_environ(environ),
             environ.get("REQUEST_METHOD", ""),
@@ -91,6 +94,7 @@ class WSGITraceMiddleware:
             _attributes,
             environ.get("REMOTE_ADDR"),
         )
+        return _Response(request, tracer)
 
     def _compile(self) -> RequestTracer:
         """Make the tracer of the settings that are in force now."""
@@ -132,7 +136,7 @@ class _Response:
             request.end()
             raise
         wrapped = self._wrap(body, environ)
-        if wrapped is None:
+        if wrapped is None:  # what becomes of it cannot be seen
             request.exhausted()
             return body  # type: ignore[no-any-return]
         return wrapped
@@ -152,7 +156,7 @@ class _Response:
             entered.release()
 
     def _call(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        otel_context.attach(self.request.context)  # never detached: this context ends with the request
+        self._enter()
 
         def traced_start_response(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             write = start_response(status, self._with_headers(headers) or headers, *exc_info)
@@ -160,6 +164,10 @@ class _Response:
             return partial(self._write, write)
 
         return app(environ, traced_start_response)
+
+    @guarded()
+    def _enter(self) -> None:
+        otel_context.attach(self.request.context)  # never detached: this context ends with the request
 
     @guarded()
     def _prepare(self, environ: Environ) -> None:
@@ -300,7 +308,7 @@ class _Body:
             self._end()
 
     def __del__(self) -> None:
-        if not self._closed:  # dropped by a server that does not close what it iterates
+        if not getattr(self, "_closed", True):  # dropped by a server that does not close what it iterates
             self._closed = True
             self._end()
 
