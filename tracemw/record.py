@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
@@ -42,67 +43,37 @@ class TraceRecord:
     queues the record again, so that later facts reach the stored trace.
     """
 
-    __slots__ = (
-        "trace_id",
-        "root_span_id",
-        "has_parent",
-        "recording",
-        "is_request",
-        "name",
-        "start_ns",
-        "end_ns",
-        "client_request_id",
-        "session_id",
-        "user_id",
-        "metadata",
-        "tags",
-        "process",
-        "request_preview",
-        "response_preview",
-        "inputs",
-        "outputs",
-        "has_handler",
-        "state",
-        "error",
-        "outcome",
-        "failure",
-        "late",
-        "attributes",
-        "dropped_spans",
-        "held_back",
-        "on_change",
-        "__weakref__",
-    )
+    # What every trace begins with; an instance has its own value only where that differs.
+    has_parent = False  # the root continues a trusted caller's trace
+    is_request = False
+    name = ""
+    start_ns = 0
+    end_ns: int | None = None
+    client_request_id: str | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    process: Mapping[str, str] = MappingProxyType({})  # the process metadata in force when the trace began
+    request_preview: str | None = None
+    response_preview: str | None = None
+    inputs: str | None = None  # of the traced handler, JSON: what the preview is made of
+    outputs: str | None = None
+    has_handler = False  # a call of what the framework registered for the request has begun
+    state: str | None = None  # what the user set; wins over the computed one
+    error = False
+    outcome: str | None = None
+    failure: Mapping[str, Any] | None = None  # the exception that left the handler's span, as an event's
+    late = 0  # whether spans ended after the root, and failed
+    dropped_spans: dict[int, int | None] | None = None  # span id -> parent of spans that are not kept
+    held_back: list[ReadableSpan] | None = None  # spans waiting for the decision to keep the trace
+    on_change: Callable[[TraceRecord], None] | None = None
 
     def __init__(self, trace_id: int, root_span_id: int, *, recording: bool = True) -> None:
         self.trace_id = trace_id
         self.root_span_id = root_span_id
-        self.has_parent = False  # the root continues a trusted caller's trace
         self.recording = recording  # False: nothing of this trace is stored
-        self.is_request = False
-        self.name = ""
-        self.start_ns = 0
-        self.end_ns: int | None = None
-        self.client_request_id: str | None = None
-        self.session_id: str | None = None
-        self.user_id: str | None = None
         self.metadata: dict[str, str] = {}
         self.tags: dict[str, str] = {}
-        self.process: Mapping[str, str] = {}  # the process metadata in force when the trace began
-        self.request_preview: str | None = None
-        self.response_preview: str | None = None
-        self.inputs: str | None = None  # of the traced handler, JSON: what the preview is made of
-        self.outputs: str | None = None
-        self.has_handler = False  # a call of what the framework registered for the request has begun
-        self.state: str | None = None  # what the user set; wins over the computed one
-        self.error = False
-        self.outcome: str | None = None
-        self.failure: Mapping[str, Any] | None = None  # the exception that left the handler's span, as an event's
-        self.late = 0  # whether spans ended after the root, and failed
         self.attributes: dict[str, Any] = {}  # the root's, merged in when it is written
-        self.dropped_spans: dict[int, int | None] | None = None  # span id -> parent of spans that are not kept
-        self.held_back: list[ReadableSpan] | None = None  # spans waiting for the decision to keep the trace
-        self.on_change: Callable[[TraceRecord], None] | None = None
         if recording:
             self.register()
 
