@@ -11,7 +11,7 @@ import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
 
@@ -26,6 +26,9 @@ from tracemw.request import KEY, RequestTrace
 Environ = MutableMapping[str, Any]
 StartResponse = Callable[..., Any]
 WSGIApp = Callable[..., Iterable[bytes]]  # environ and start_response, which everybody types in another way
+
+# Under this key Flask's test client asks for the request's context to outlive the request (`with client:`).
+PRESERVE: Final = "werkzeug.debug.preserve_context"
 
 
 class WSGITraceMiddleware:
@@ -94,7 +97,7 @@ class WSGITraceMiddleware:
             _attributes,
             environ.get("REMOTE_ADDR"),
         )
-        return _Response(request, tracer)
+        return _Response(request, tracer, environ)
 
     def _compile(self) -> RequestTracer:
         """Make the tracer of the settings that are in force now."""
@@ -117,9 +120,9 @@ class _Response:
 
     __slots__ = ("request", "_context", "_tracer", "_entered", "_headers", "_files")
 
-    def __init__(self, request: RequestTrace, tracer: RequestTracer) -> None:
+    def __init__(self, request: RequestTrace, tracer: RequestTracer, environ: Environ) -> None:
         self.request = request
-        self._context = contextvars.copy_context()
+        self._context = None if PRESERVE in environ else contextvars.copy_context()
         self._tracer = tracer
         self._entered = threading.Lock()
         self._headers: list[tuple[str, str]] = []
@@ -147,16 +150,28 @@ class _Response:
         A context can be entered once at a time; a second thread (a `close()` while a part is being made)
         gets a copy.
         """
+        context = self._context
+        if context is None:
+            return self._in_place(function, *args)
         entered = self._entered
         if not entered.acquire(False):
-            return self._context.copy().run(function, *args)
+            return context.copy().run(function, *args)
         try:
-            return self._context.run(function, *args)
+            return context.run(function, *args)
         finally:
             entered.release()
 
+    def _in_place(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function in the caller's context, where a test looks at what the application has left there."""
+        token = otel_context.attach(self.request.context)
+        try:
+            return function(*args)
+        finally:
+            otel_context.detach(token)
+
     def _call(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        self._enter()
+        if self._context is not None:
+            self._enter()
 
         def traced_start_response(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             write = start_response(status, self._with_headers(headers) or headers, *exc_info)

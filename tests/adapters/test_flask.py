@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("flask")
-from flask import Blueprint, Flask, Response, abort, g, request, stream_with_context
+from flask import Blueprint, Flask, Response, abort, g, request, session, stream_with_context
 from flask.views import MethodView, View
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -301,3 +301,21 @@ def test_installing_twice(captured_traces: CapturedTraces) -> None:
     assert app.wsgi_app is first
     wsgi_get(app, "/")
     assert trees(captured_traces) == [{"GET /": {}}]
+
+
+def test_the_test_client_keeps_the_context(app: Flask, captured_traces: CapturedTraces, both: Both) -> None:
+    """In `with client:`, what the view has left in the request's context is there for the test to look at."""
+    app.secret_key = "secret"
+
+    @both(app.get("/"))
+    def handler() -> Response:
+        session["seen"] = g.seen = 1
+        return Response(stream_with_context(iter(("a", "b"))))
+
+    with app.test_client() as client:
+        for _ in range(2):
+            assert client.get("/").text == "ab"
+            assert session["seen"] == g.seen == 1
+            assert request.path == "/"
+    assert tracemw.get_active_trace_id() is None
+    assert trees(captured_traces) == [{"GET /": {"handler": {}}}] * 2
