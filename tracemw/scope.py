@@ -311,13 +311,13 @@ def _start(
     inner = trace_api.set_span_in_context(span, context)
     is_root = False
     if record is None or record.trace_id != span.get_span_context().trace_id:
-        record = _record_for(span, name, begin_ns)
+        record = record_for(span, name, begin_ns)
         inner = with_record(inner, record)
         is_root = record.root_span_id == span.get_span_context().span_id
     return Scope(span, record, inner, context, is_root, wall_ns, started)
 
 
-def _record_for(span: Any, name: str, start_ns: int) -> TraceRecord:
+def record_for(span: Any, name: str, start_ns: int) -> TraceRecord:
     """Return the record of a span that is the first of ours in its trace, as far as the context tells."""
     ids: SpanContext = span.get_span_context()
     if not span.is_recording():

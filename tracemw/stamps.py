@@ -70,8 +70,8 @@ lookups: Final[list[Callable[[Any], Any]]] = []
 
 def plan_in(fn: Any) -> Plan | None:
     """Return the plan of the outermost traced function that calling `fn` leads to, as far as that is certain."""
-    for function in _chain(fn, _told_by):
-        plan: Plan | None = _own(function, MARKER)
+    for function in told_by(fn):
+        plan: Plan | None = own(function, MARKER)
         if plan is not None:
             return plan
     return None
@@ -84,6 +84,11 @@ def wrapped_by(fn: Any) -> Iterator[Any]:
     that its wrapper closes over, or among the attributes of the object that it made.
     """
     return _chain(fn, _wrapped)
+
+
+def told_by(fn: Any) -> Iterator[Any]:
+    """Give a function and what it says that it wraps, outermost first."""
+    return _chain(fn, _told_by)
 
 
 def _chain(fn: Any, follow: Callable[[Any], Sequence[Any]]) -> Iterator[Any]:
@@ -104,13 +109,13 @@ def _told_by(fn: Any) -> Sequence[Any]:
         return (fn.__func__,)
     if isinstance(fn, functools.partial):
         return (fn.func,)
-    wrapped = _own(fn, "__wrapped__")
+    wrapped = own(fn, "__wrapped__")
     return () if wrapped is None else (wrapped,)
 
 
 def _wrapped(fn: Any) -> Sequence[Any]:
     told = _told_by(fn)
-    if told or _own(fn, MARKER) is not None:
+    if told or own(fn, MARKER) is not None:
         return told
     return list(_closed_over(fn)) if isinstance(fn, types.FunctionType) else list(_kept_by(fn))
 
@@ -142,7 +147,7 @@ def _is_function(value: Any) -> bool:
 
 
 def _stamped(fn: Any) -> Options | None:
-    for function in _chain(fn, _told_by):
+    for function in told_by(fn):
         try:
             options = _options.get(function)
         except TypeError:  # cannot be hashed
@@ -152,7 +157,7 @@ def _stamped(fn: Any) -> Options | None:
     return None
 
 
-def _own(fn: Any, name: str) -> Any:
+def own(fn: Any, name: str) -> Any:
     """Return an attribute that the object has itself; proxies that have every attribute do not count."""
     try:
         return vars(fn).get(name)
