@@ -118,14 +118,14 @@ class WSGITraceMiddleware:
 class _Response:
     """One response on its way: runs the application and its body in the request's context."""
 
-    __slots__ = ("request", "_context", "_tracer", "_entered", "_headers", "_files")
+    __slots__ = ("request", "_context", "_tracer", "_entered", "_promised", "_files")
 
     def __init__(self, request: RequestTrace, tracer: RequestTracer, environ: Environ) -> None:
         self.request = request
         self._context = None if PRESERVE in environ else contextvars.copy_context()
         self._tracer = tracer
         self._entered = threading.Lock()
-        self._headers: list[tuple[str, str]] = []
+        self._promised = 0  # the response's Content-Length
         self._files: list[Any] = []  # made by a server's `wsgi.file_wrapper` that is no class
 
     def run(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -212,8 +212,9 @@ class _Response:
     @guarded()
     def _started(self, status: str, headers: list[tuple[str, str]], exc_info: tuple[Any, ...]) -> None:
         request = self.request
-        self._headers = headers
         request.response_started(int(status[:3]))
+        length = next((value for name, value in headers if name.lower() == "content-length"), "")
+        self._promised = int(length) if length.isdecimal() else 0
         if exc_info and exc_info[0]:  # the exception that the application is answering
             request.raised(exc_info[0][1])
         if self._tracer.keeps_response_body and request.record.recording:
@@ -231,17 +232,8 @@ class _Response:
         request.body_sent(len(part))
         if request.response_body is not None:
             request.response_body.add(part)
-
-    @property
-    def is_whole(self) -> bool:
-        """True where the response has all that its Content-Length promised, or may have nothing."""
-        return self.request.may_be_empty or self.request.size >= self.promised > 0
-
-    @property
-    def promised(self) -> int:
-        """The response's Content-Length, 0 without one."""
-        text = next((value for name, value in self._headers if name.lower() == "content-length"), "")
-        return int(text) if text.isdecimal() else 0
+        if 0 < self._promised <= request.size:  # test clients do not ask for more, and may never close it
+            request.exhausted()
 
     @guarded()
     def _wrap(self, body: Any, environ: Environ) -> Iterable[bytes] | None:
@@ -261,7 +253,7 @@ class _Response:
         """
         close = getattr(body, "close", None)
         request = self.request
-        request.body_sent(self.promised)
+        request.body_sent(self._promised)
 
         def closing() -> None:
             try:
@@ -278,7 +270,7 @@ class _Response:
 
 
 class _Body:
-    """The body of a response; the request ends with its last part, or when the server closes it or drops it."""
+    """The body of a response; the request ends with its last part, or when the server closes or drops it."""
 
     __slots__ = ("_response", "_iterable", "_iterator", "_closed")
 
@@ -332,7 +324,7 @@ class _Body:
         request = self._response.request
         if request.ended:
             return
-        if self._response.is_whole:
+        if request.may_be_empty:
             request.exhausted()
         else:
             request.client_left()

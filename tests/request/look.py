@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import tracemw
+from tracemw.errors import StoreError
+from tracemw.store import open_store
 
 
 def root(trace: tracemw.Trace) -> tracemw.Span:
@@ -43,3 +47,15 @@ def parents(trace: tracemw.Trace) -> dict[str, str | None]:
     """Span name -> name of its parent."""
     by_id = {span.span_id: span.name for span in trace.data.spans}
     return {span.name: by_id[span.parent_id] if span.parent_id else None for span in trace.data.spans}
+
+
+def stored(path: Path) -> list[tracemw.Trace]:
+    """All finished traces of a store that others write, oldest first; none while it is not there yet."""
+    try:
+        store = open_store(f"sqlite:///{path}", create=False)
+        found = store.search(max_results=5000, include_spans=True).traces
+    except StoreError:
+        return []
+    store.close()
+    traces = [tracemw.Trace.from_stored(one, suffixes=False) for one in found if one.row.state != "IN_PROGRESS"]
+    return sorted(traces, key=lambda trace: root(trace).start_time_ns)

@@ -269,7 +269,7 @@ class Nothing(Adapter):
 @pytest.mark.parametrize("keeps", [False, True], ids=["", "keeps"])
 @pytest.mark.parametrize("point", [*POINTS, *OTHER_POINTS])
 def test_a_failure_of_ours_changes_no_response(point: str, keeps: bool, injected: Any) -> None:
-    """Status, headers, body, exceptions and what a server looks at are the same, whichever function of ours fails."""
+    """Status, headers, body, exceptions and what a server looks at are the same, whatever fails."""
     options = {**OPTIONS, "adapter": Nothing()}
     if keeps:
         options.update(sample_rate=0.5, keep_errors=True, response_headers=False, capture_request_body=False)
@@ -324,5 +324,6 @@ def test_an_application_that_is_no_good_is_as_bad_as_without_us() -> None:
         conversation = Conversation()
         asyncio.run(tracemw.TraceMiddleware(asgi)(http_scope(), conversation.receive, conversation.send))
         assert [message.get("status") for message in conversation.sent] == ["two hundred", None, None]
-        assert list(tracemw.WSGITraceMiddleware(wsgi)(environ(), lambda *a: None)) == [1, None, "text"]
+        body: list[Any] = list(tracemw.WSGITraceMiddleware(wsgi)(environ(), lambda *a: None))
+        assert body == [1, None, "text"]
     assert len(traces) == 2
