@@ -8,6 +8,7 @@ never pass through here.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -32,19 +33,42 @@ def guarded(fallback: Any = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
 
     def decorate(hook: Callable[P, R]) -> Callable[P, R]:
-        place = hook.__qualname__
-
-        @functools.wraps(hook)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            try:
-                return hook(*args, **kwargs)
-            except Exception as exc:
-                report(place, exc)
-                return fallback  # type: ignore[no-any-return]
-
-        return call
+        return functools.wraps(hook)(_guard(hook, hook.__qualname__, fallback))
 
     return decorate
+
+
+def _guard(hook: Any, place: str, fallback: Any) -> Any:
+    """Wrap a hook; one that takes only itself, or one argument, is called without a detour: it may be on the
+    way of every request."""
+
+    def call0(self: Any, /) -> Any:
+        try:
+            return hook(self)
+        except Exception as exc:
+            report(place, exc)
+            return fallback
+
+    def call1(self: Any, argument: Any, /) -> Any:
+        try:
+            return hook(self, argument)
+        except Exception as exc:
+            report(place, exc)
+            return fallback
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return hook(*args, **kwargs)
+        except Exception as exc:
+            report(place, exc)
+            return fallback
+
+    code = hook.__code__
+    plain = not (hook.__defaults__ or code.co_kwonlyargcount or code.co_flags & _VARIADIC)
+    return {1: call0, 2: call1}.get(code.co_argcount, call) if plain else call
+
+
+_VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
 def report(place: str, exc: BaseException) -> None:
