@@ -4,6 +4,7 @@
 #   make test       lint, types, tests with branch coverage (without the slow tests)
 #   make test-all   the same with the slow tests
 #   make test-oldest    the tests with the oldest versions of everything that we allow
+#   make test-mlflow    the tests against a real MLflow server (installs one into .venv-mlflow)
 #   make test-versions  the tests of the adapters with several versions of the frameworks
 #   make PYTHON=python3.13 test   with another Python
 #
@@ -27,7 +28,7 @@ PYTEST := -m pytest -n auto --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-all test-oldest test-versions lint pytest cover bench install clean
+.PHONY: demo test test-all test-oldest test-versions test-mlflow lint pytest cover bench install clean
 
 demo: $(DEMO_INSTALLED)
 	@$(BIN)/python -m example_apps.demo
@@ -43,6 +44,14 @@ test-oldest:
 
 test-versions: $(INSTALLED)
 	$(BIN)/python -m tests.versions $(ARGS)
+
+test-mlflow: $(INSTALLED) $(VENV)-mlflow/.installed-$(VERSION)
+	TRACEMW_TEST_MLFLOW=$(abspath $(VENV)-mlflow/bin/python) $(BIN)/python $(PYTEST) tests/delivery/test_mlflow.py $(ARGS)
+
+$(VENV)-mlflow/.installed-$(VERSION):
+	"$(PYTHON)" -m venv --clear $(VENV)-mlflow
+	@$(VENV)-mlflow/bin/python -m pip install -qq --disable-pip-version-check 'mlflow>=3.12'
+	@touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -80,5 +89,5 @@ $(CREATED):
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-mlflow build dist demo .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
