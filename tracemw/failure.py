@@ -35,7 +35,9 @@ def outcome_of(exc: BaseException) -> str | None:
 def exception_attributes(exc: BaseException) -> dict[str, str]:
     """Return the attributes of an `exception` event, bounded in size."""
     try:
-        trace = "".join(traceback.format_exception(exc))
+        told = traceback.TracebackException.from_exception(exc, compact=True)
+        _without_positions(told)
+        trace = "".join(told.format())
     except Exception:  # an exception group or a frame that cannot be formatted
         trace = f"{_type_name(exc)}: {_message(exc)}"
     return {
@@ -43,6 +45,24 @@ def exception_attributes(exc: BaseException) -> dict[str, str]:
         MESSAGE: _bounded(_message(exc), MESSAGE_LIMIT),
         STACKTRACE: _tail(_clean(trace), STACKTRACE_LIMIT),
     }
+
+
+def _without_positions(told: Any) -> None:
+    """Leave out the marks below the lines of the code: Python parses each line to place them.
+
+    That takes most of the time, and it must not be done while the application parses code: a request that was
+    dropped ends wherever the garbage collector runs, and CPython's parser cannot be entered twice (SystemError).
+    """
+    waiting, seen = [told], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        for frame in one.stack:
+            if hasattr(frame, "colno"):  # Python 3.11
+                frame.colno = frame.end_colno = None
+        waiting += [one.__cause__, one.__context__, *(getattr(one, "exceptions", None) or ())]
 
 
 def description(exc: BaseException) -> str:
