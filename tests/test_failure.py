@@ -12,13 +12,12 @@ from tracemw.failure import MESSAGE, STACKTRACE, TYPE, exception_attributes
 
 def failing() -> BaseException:
     """An exception with a cause, raised in lines that Python would put marks below."""
-    try:
+    with pytest.raises(ValueError) as caught:
         try:
             {"a": 1}["b"] + 1
         except KeyError as exc:
             raise ValueError("no b") from exc
-    except ValueError as exc:
-        return exc
+    return caught.value
 
 
 def test_the_stack_trace_is_python_s_without_marks() -> None:
