@@ -116,6 +116,13 @@ class Attached:
         """Return this, or None where there is no adapter to ask."""
         return None if self.adapter is None else self
 
+    def knows_more_than(self, outer: Attached | None) -> bool:
+        """Say whether this one has an adapter of another application than the one further out has."""
+        if self.adapter is None:
+            return False
+        app = getattr(self.adapter, "app", None)
+        return outer is None or app is None or app is not getattr(outer.adapter, "app", None)
+
     def keep_prepared(self) -> None:
         """Have the adapter prepare the application where there is something new."""
         try:

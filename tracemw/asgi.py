@@ -54,6 +54,7 @@ class TraceMiddleware:
         self._generation = -1
         self._attached = Attached(options.get("adapter"))
         self._active = True
+        self._covered_by: Any = None  # whoever opens the traces of our requests and needs nothing from us
         try:
             config.settings().override(options)
             config.process_metadata()
@@ -108,7 +109,8 @@ class TraceMiddleware:
 
     async def _enrich(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on whose trace is open already; exceptions are seen here before they are handled."""
-        self._join(request, scope)
+        if request.resolver is not self._covered_by:
+            self._join(request, scope)
         try:
             await self.app(scope, receive, send)
         except BaseException as exc:
@@ -118,8 +120,10 @@ class TraceMiddleware:
     @guarded()
     def _join(self, request: RequestTrace, scope: Scope) -> None:
         self._prepare(scope)
-        if self._attached.adapter is not None:
+        if self._attached.knows_more_than(request.resolver.adapter):
             request.also_known_to(self._attached, scope)
+        else:
+            self._covered_by = request.resolver
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._prepare(scope)

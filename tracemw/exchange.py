@@ -243,7 +243,7 @@ class Socket(Connection):
 def with_headers(request: RequestTrace, message: Message) -> Message:
     """Return the message with our headers, where the application has not set them."""
     present = headers_of(message)
-    names = [bytes(name).lower() for name, _ in present]
+    names = [name.lower() for name, _ in present]
     ours = [header for header in _our_headers(request.record) if header[0] not in names]
     return {**message, "headers": [*present, *ours]}
 

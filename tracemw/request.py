@@ -56,6 +56,7 @@ class RequestTrace:
 
     Attributes:
         record: What is known about the trace.
+        resolver: Knows the framework's routes and users.
         context: The OpenTelemetry context that the application runs in.
         status: The status code the client saw, None before the response starts.
         mode: Whose root it is: "owned", "joined" or "adopted"; "suppressed" if nothing is recorded.
@@ -103,7 +104,7 @@ class RequestTrace:
         self.record = record
         self.context = context
         self.claimed_user: str | None = None
-        self._resolver = resolver
+        self.resolver = resolver
         self._carrier: Mapping[str, Any] = carrier
         self._span = span
         self.mode = mode
@@ -133,7 +134,7 @@ class RequestTrace:
     def response_started(self, status: int) -> None:
         """Take note of the status; the framework still knows the route and the authenticated user."""
         self.status = status
-        resolver = self._resolver
+        resolver = self.resolver
         if resolver.knows_users:
             self.resolve_user()
         if self.record.recording and (resolver.adapter is not None or self._inner is not None):
@@ -316,7 +317,7 @@ class RequestTrace:
 
     def _describe(self, record: TraceRecord) -> None:
         attributes = record.attributes
-        if self._route is None and (self._resolver.adapter is not None or self._inner is not None):
+        if self._route is None and (self.resolver.adapter is not None or self._inner is not None):
             self.find_route()
         route = self._route
         if route is not None:
@@ -336,7 +337,7 @@ class RequestTrace:
     def find_route(self) -> None:
         """Ask which route was chosen, while the framework still knows."""
         if self._route is None:
-            self._route = self._resolver.route(self._carrier)
+            self._route = self.resolver.route(self._carrier)
             if self._route is None and self._inner is not None:
                 self._route = self._inner[0].route(self._inner[1])
 
@@ -374,9 +375,9 @@ class RequestTrace:
     def resolve_user(self) -> None:
         """Let what server code knows of the user win over what a header claimed."""
         record = self.record
-        if not self._resolver.knows_users or record.user_id != self.claimed_user:
+        if not self.resolver.knows_users or record.user_id != self.claimed_user:
             return  # nobody to ask, or set with `update_current_trace`
-        user = self._resolver.user(self._carrier)
+        user = self.resolver.user(self._carrier)
         if user is not None:
             record.user_id = self.claimed_user = user
 
