@@ -283,7 +283,8 @@ def _outcome(mine: list[Burst], bare: list[Burst], megabytes: float, stored: int
         return spread([getattr(a, field) / getattr(b, field) for a, b in pairs]).median
 
     served = sum(burst.rate for burst in mine) * seconds
-    fields = [spread([getattr(burst, name) for burst in mine]) for name in Burst._fields]
+    rate, p50, p99, cpu = (spread([getattr(burst, name) for burst in mine]) for name in Burst._fields)
     return Outcome(
-        *fields, megabytes, ratio("rate"), ratio("p99_ms"), 1 / ratio("cpu_us"), min(1.0, stored / served)
+        rate, p50, p99, cpu, megabytes, ratio("rate"), ratio("p99_ms"), 1 / ratio("cpu_us"),
+        min(1.0, stored / served),
     )  # fmt: skip

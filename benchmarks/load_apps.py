@@ -1,4 +1,4 @@
-"""What the servers serve under load: handlers that work for a millisecond; BENCH_PEER says whether they are traced.
+"""What the servers serve under load: handlers that work for a millisecond; BENCH_PEER says what traces them.
 
 `uvicorn --factory benchmarks.load_apps:asgi`, `gunicorn 'benchmarks.load_apps:wsgi()'`
 """

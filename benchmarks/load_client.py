@@ -47,4 +47,5 @@ async def main(host: str, port: int, path: str, connections: int, seconds: float
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]), sys.argv[6:]))
+    to, number, what, at_once, long, *more = sys.argv[1:]
+    asyncio.run(main(to, int(number), what, int(at_once), float(long), more))

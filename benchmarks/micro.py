@@ -1,4 +1,4 @@
-"""Small things, each alone: the floor, one traced call by kind of function, capture, identity, what is not recorded."""
+"""Small things, each alone: the floor, one traced call by kind of function, capture, identity."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Functions:
         loop = asyncio.new_event_loop()
 
         def run(make: Callable[[], Awaitable[Any]]) -> Call:
-            return lambda: loop.run_until_complete(make())  # the loop's own part is taken off with "plain coroutine"
+            return lambda: loop.run_until_complete(make())  # the loop's part is in the plain case, too
 
         plain, plain_coroutine, plain_method = self._plain()
         traced, traced_coroutine = self.trace(plain), self.trace(plain_coroutine)
@@ -245,6 +245,7 @@ def identity_cases() -> dict[str, Call]:
     reader, environ = IdentityReader(), wsgi_environ()
     bare = [(name, value) for name, value in HEADERS if not name.startswith(b"x-")]
     traceparent = (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    invalid = [*bare, (b"x-request-id", b"a\x00b"), (b"x-user-id", b"u" * 300)]
     many = [(b"x-header-%d" % number, b"value") for number in range(50)]
     return {
         "three headers, ASGI": lambda: reader.from_asgi(HEADERS),
@@ -252,9 +253,14 @@ def identity_cases() -> dict[str, Call]:
         "no headers: one made": lambda: reader.from_asgi(bare),
         "with traceparent": lambda: reader.from_asgi([*HEADERS, traceparent]),
         "fifty other headers": lambda: reader.from_asgi([*HEADERS, *many]),
-        "invalid ones": lambda: reader.from_asgi([*bare, (b"x-request-id", b"a\x00b"), (b"x-user-id", b"u" * 300)]),
+        "invalid ones": lambda: reader.from_asgi(invalid),
         "nothing": lambda: None,
     }
+
+
+def names() -> dict[str, list[str]]:
+    """Return the cases that depend on what is installed."""
+    return {"capture": [*capture_cases()], "identity": [*identity_cases()]}
 
 
 def prepare(name: str) -> Measure:

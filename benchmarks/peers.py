@@ -1,12 +1,14 @@
 """The peers: each function makes the same small application, traced by one of them, its exporter dropping all.
 
 Everything else is on its defaults. A peer runs in a process of its own, since most of them change global state.
+Annotations are values here: FastAPI reads those of handlers, whose types are imported inside of functions.
 """
 
 import logging
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, Final
 
 Maker = Callable[[], Any]
 
@@ -61,7 +63,7 @@ def configured(**settings: Any) -> Any:
     return tracemw
 
 
-ATTRIBUTES = {
+ATTRIBUTES: Final[Mapping[str, str | int]] = {
     "http.request.method": "GET",
     "url.scheme": "http",
     "url.path": "/users/42",
@@ -121,14 +123,16 @@ def fastapi_tracemw_below() -> Any:
     """The handler is traced, too: the decorators in the order that everybody would write."""
     from fastapi import FastAPI
 
-    tracemw, app = configured(), FastAPI()
+    import tracemw
+
+    app = FastAPI()
+    app.add_middleware(configured().TraceMiddleware)
 
     @app.get("/users/{user_id}")
     @tracemw.trace
     async def user(user_id: int) -> dict[str, int]:
         return {"id": user_id}
 
-    app.add_middleware(tracemw.TraceMiddleware)
     return app
 
 
@@ -136,14 +140,16 @@ def fastapi_tracemw_above() -> Any:
     """The same, in the other order: the route is given a function that is not traced yet."""
     from fastapi import FastAPI
 
-    tracemw, app = configured(), FastAPI()
+    import tracemw
+
+    app = FastAPI()
+    app.add_middleware(configured().TraceMiddleware)
 
     @tracemw.trace
     @app.get("/users/{user_id}")
     async def user(user_id: int) -> dict[str, int]:
         return {"id": user_id}
 
-    app.add_middleware(tracemw.TraceMiddleware)
     return app
 
 
@@ -208,18 +214,15 @@ def _elastic_config() -> dict[str, Any]:
 
 
 def fastapi_elastic() -> Any:
-    from elasticapm.contrib.starlette import ElasticAPM, make_apm_client
-
-    app = _fastapi()
-    app.add_middleware(ElasticAPM, client=make_apm_client(_elastic_config()))
+    elastic, app = import_module("elasticapm.contrib.starlette"), _fastapi()
+    app.add_middleware(elastic.ElasticAPM, client=elastic.make_apm_client(_elastic_config()))
     return app
 
 
 def _sentry() -> None:
-    import sentry_sdk
-    from sentry_sdk.transport import Transport
+    sentry_sdk = import_module("sentry_sdk")
 
-    class Dropping(Transport):
+    class Dropping(import_module("sentry_sdk.transport").Transport):  # type: ignore[misc]
         def capture_envelope(self, envelope: Any) -> None:
             return None
 
@@ -234,11 +237,8 @@ def fastapi_sentry() -> Any:
 def _ddtrace(**what: bool) -> None:
     os.environ.setdefault("DD_INSTRUMENTATION_TELEMETRY_ENABLED", "false")
     os.environ.setdefault("DD_REMOTE_CONFIGURATION_ENABLED", "false")
-    import ddtrace
-    from ddtrace.internal.writer import NativeWriter
-
-    NativeWriter.write = lambda self, spans=None: None
-    ddtrace.patch(**what)
+    import_module("ddtrace.internal.writer").NativeWriter.write = lambda self, spans=None: None
+    import_module("ddtrace").patch(**what)
 
 
 def fastapi_ddtrace() -> Any:
@@ -247,8 +247,7 @@ def fastapi_ddtrace() -> Any:
 
 
 def fastapi_logfire() -> Any:
-    import logfire
-
+    logfire = import_module("logfire")
     logfire.configure(send_to_logfire=False, console=False, inspect_arguments=False)
     app = _fastapi()
     logfire.instrument_fastapi(app)
@@ -256,22 +255,19 @@ def fastapi_logfire() -> Any:
 
 
 def fastapi_correlation_id() -> Any:
-    from asgi_correlation_id import CorrelationIdMiddleware
-
     app = _fastapi()
-    app.add_middleware(CorrelationIdMiddleware, validator=None)
+    app.add_middleware(import_module("asgi_correlation_id").CorrelationIdMiddleware, validator=None)
     return app
 
 
 def configured_mlflow() -> Any:
     """Return MLflow, its exporter dropping."""
-    import mlflow
-    from mlflow.tracing.export.mlflow_v3 import MlflowV3SpanExporter
-
+    mlflow = import_module("mlflow")
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     mlflow.tracking.fluent._active_experiment_id = "0"  # as set_experiment() does, without asking a server
-    MlflowV3SpanExporter._log_spans = lambda self, *args, **kwargs: None
-    MlflowV3SpanExporter._log_trace = lambda self, *args, **kwargs: None
+    exporter = import_module("mlflow.tracing.export.mlflow_v3").MlflowV3SpanExporter
+    exporter._log_spans = lambda self, *args, **kwargs: None
+    exporter._log_trace = lambda self, *args, **kwargs: None
     return mlflow
 
 
@@ -282,8 +278,6 @@ def fastapi_mlflow_pattern() -> Any:
     mlflow = configured_mlflow()
     app = FastAPI()
 
-    @app.get("/users/{user_id}")
-    @mlflow.trace
     async def user(request: Request, user_id: int) -> dict[str, int]:
         mlflow.update_current_trace(
             client_request_id=request.headers.get("X-Request-ID"),
@@ -298,6 +292,7 @@ def fastapi_mlflow_pattern() -> Any:
         )
         return {"id": user_id}
 
+    app.get("/users/{user_id}")(mlflow.trace(user))  # with decorators, were MLflow typed
     return app
 
 
@@ -319,16 +314,15 @@ def flask_otel_contrib() -> Any:
 
     set_provider()
     app = _flask()
-    FlaskInstrumentor().instrument_app(app)
+    instrumentor: Any = FlaskInstrumentor()
+    instrumentor.instrument_app(app)
     return app
 
 
 def flask_elastic() -> Any:
-    from elasticapm.contrib.flask import ElasticAPM
-
     app = _flask()
     app.config["ELASTIC_APM"] = _elastic_config()
-    ElasticAPM(app)
+    import_module("elasticapm.contrib.flask").ElasticAPM(app)
     return app
 
 
@@ -347,7 +341,7 @@ PEERS: dict[str, dict[str, tuple[str, Maker]]] = {
         "bare": ("no tracing", fastapi_bare),
         "floor": ("one span of the OpenTelemetry SDK, nothing else", fastapi_floor),
         "tracemw": ("tracemw", fastapi_tracemw),
-        "tracemw-stored": ("tracemw, with the store's writer thread", fastapi_tracemw_stored),
+        "tracemw-stored": ("tracemw, encoded and stored too (all threads)", fastapi_tracemw_stored),
         "tracemw-below": ("tracemw, handler under `@trace` too", fastapi_tracemw_below),
         "tracemw-above": ("tracemw, `@trace` above the route's decorator", fastapi_tracemw_above),
         "tracemw-joined": ("tracemw, on the application's provider", fastapi_tracemw_joined),

@@ -1,4 +1,4 @@
-"""Interleaved rounds: each subject in a process of its own, asked in turn, so that all of them meet the same noise."""
+"""Interleaved rounds: each subject in a process of its own, asked in turn: all of them meet the same noise."""
 
 from __future__ import annotations
 

@@ -76,11 +76,12 @@ async def _send(message: Any) -> None:
         assert message["status"] == 200, message
 
 
-async def ask_asgi(app: Any, number: int) -> Watch:
+async def ask_asgi(app: Any, number: int, afterwards: Callable[[], object] = bool) -> Watch:
     """Send requests to an ASGI application."""
     with Watch() as watch:
         for _ in range(number):
             await app(asgi_scope(), _receive, _send)
+        afterwards()
     return watch
 
 
@@ -124,14 +125,21 @@ def ask_wsgi(app: Any, number: int) -> Watch:
     return watch
 
 
+def stored() -> None:
+    """Wait until the writer thread has stored what was queued: else its work would be done between the rounds."""
+    import tracemw
+
+    tracemw.flush(delivered=False)
+
+
 def requests(framework: str, peer: str) -> Measure:
     """Return what sends requests to a peer's application."""
     app = PEERS[framework][peer][1]()
     if framework == "flask":
         return lambda case, number: ask_wsgi(app, number)
     loop = asyncio.new_event_loop()
-    measure: Measure = lambda case, number: loop.run_until_complete(ask_asgi(app, number))  # noqa: E731
-    return measure
+    afterwards = stored if peer.endswith("-stored") else bool
+    return lambda case, number: loop.run_until_complete(ask_asgi(app, number, afterwards))
 
 
 def main(group: str, name: str) -> None:
