@@ -242,8 +242,9 @@ def test_a_socket_under_uvicorn(ending: str, tmp_path: Path) -> None:
     assert attributes["http.response.status_code"] == 101
     assert attributes["tracemw.websocket.messages_received"] == 2
     assert attributes["tracemw.websocket.messages_sent"] == 2
-    assert attributes["tracemw.websocket.close_code"] == (1000 if ending == "close" else 1006)
-    assert trace.info.state == ("OK" if ending == "close" else "STATE_UNSPECIFIED")
+    code = attributes["tracemw.websocket.close_code"]
+    assert code in ((1000,) if ending == "close" else (1005, 1006))  # which one, is the server's to say
+    assert trace.info.state == ("STATE_UNSPECIFIED" if code == 1006 else "OK")
     assert parents(trace)["message"] == "WS /socket"
 
 
