@@ -110,7 +110,7 @@ def described(span: ReadableSpan) -> dict[str, Any]:
         "trace": f"{span.context.trace_id:032x}",
         "parent": f"{span.parent.span_id:016x}" if span.parent else None,
         "kind": span.kind.name,
-        "attributes": {key: value for key, value in (span.attributes or {}).items()},
+        "attributes": dict(span.attributes or {}),
     }
 
 
