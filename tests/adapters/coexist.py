@@ -49,7 +49,7 @@ def provider() -> TracerProvider:
 
 def fastapi_app(**options: Any) -> Any:
     """A FastAPI application."""
-    from fastapi import FastAPI, HTTPException
+    from fastapi import FastAPI, HTTPException, WebSocket
 
     app = FastAPI(**options)
 
@@ -69,6 +69,12 @@ def fastapi_app(**options: Any) -> Any:
     async def refused(number: int) -> None:
         raise HTTPException(418)
 
+    async def live(websocket: Any, number: int) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    live.__annotations__["websocket"] = WebSocket
+    tracemw.trace(app.websocket("/live/{number}")(live), name="handler")
     return app
 
 
@@ -380,6 +386,16 @@ def send(name: str, app: Any, path: str) -> None:
         pass
 
 
+def connect(app: Any) -> None:
+    """Open a WebSocket, which the application closes."""
+    import asyncio
+
+    from tests.request.drive import Conversation, websocket_scope
+
+    conversation = Conversation([{"type": "websocket.connect"}])
+    asyncio.run(app(websocket_scope("/live/7"), conversation.receive, conversation.send))
+
+
 def described(trace: Any) -> dict[str, Any]:
     """A trace as the test looks at it."""
     spans = trace.data.spans
@@ -395,6 +411,7 @@ def described(trace: Any) -> dict[str, Any]:
         "request": trace.info.client_request_id,
         "session": trace.info.trace_metadata.get("mlflow.trace.session"),
         "route": root.attributes.get("http.route"),
+        "preview": trace.info.request_preview,
         "status": root.attributes.get("http.response.status_code"),
         "exceptions": sum(event.name == "exception" for event in root.events),
         "handler_exceptions": sum(
@@ -425,6 +442,13 @@ def main(when: str) -> None:
                 send(name, app, path)
             results[name][path] = [described(trace) for trace in traces]
         results[name]["exported traces"] = len({span.context.trace_id for span in exporter.get_finished_spans()})
+    if when == "before" and FASTAPI >= (0, 142):
+        with capture_traces(operation_spans=True) as traces:
+            send("fastapi", made["fastapi_last"], "/items/7")
+        results["operation spans"] = [described(trace) for trace in traces]
+        with capture_traces() as traces:
+            connect(made["fastapi_last"])
+        results["websocket"] = [described(trace) for trace in traces]
     results["failures"] = tracemw.stats()["failures"]
     print(json.dumps(results))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.adapters.coexist import CASES
+from tests.adapters.coexist import CASES, is_wsgi
 
 ROOT = Path(__file__).resolve().parents[2]
 # Path -> status, state, exceptions on the root and on the handler's span, what is below the root.
@@ -25,41 +25,52 @@ WITHOUT_STATUS = ("starlette_telemetry_outer", "starlette_telemetry_inner")
 PREFIXES = {"fastapi_mounted": "/{tenant}", "fastapi_mounted_only": "/sub", "flask_dispatched": "/acme"}
 
 
-@pytest.fixture(scope="module", params=["before", "after", "none"])
-def results(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """All cases, with the application's provider set before us, after us, or not at all."""
-    command = [sys.executable, "-m", "tests.adapters.coexist", request.param]
+def run(when: str) -> dict[str, Any]:
+    """Run all cases, with the application's provider set before us, after us, or not at all."""
+    command = [sys.executable, "-m", "tests.adapters.coexist", when]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
-    found["when"] = request.param
     return found
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
-def test_one_trace_per_request(results: dict[str, Any], case: str) -> None:
-    """One stored trace, our facts on its root, the handler's span below that, nothing of the framework's own.
-
-    What the application's exporter gets is one trace for each request, too.
-    """
-    found = results[case]
+def check(case: str, found: dict[str, Any], joined: bool) -> None:
+    """One case: one stored trace for each request, and one in the application's exporter."""
     for path, (status, state, exceptions, handler_exceptions, tree) in EXPECTED.items():
         (trace,) = found[path]
         if case in WITHOUT_STATUS and status == 500:
             status = None  # type: ignore[assignment]
-        number = "<int:number>" if "flask" in case or "wsgi" in case else "{number}"
-        name = path.replace("7", number)
-        route = None if path == "/nowhere" else PREFIXES.get(case, "") + name
+        number = "<int:number>" if is_wsgi(case) else "{number}"
+        route = None if path == "/nowhere" else PREFIXES.get(case, "") + path.replace("7", number)
         assert route is None or trace["route"] == route
         assert trace["root"] == ("GET" if route is None else f"GET {route}")
         assert (trace["status"], trace["state"]) == (status, state)
         assert (trace["request"], trace["session"]) == ("req-1", "s-1")
         assert trace["tree"] == tree
         assert (trace["exceptions"], trace["handler_exceptions"]) == (exceptions, handler_exceptions)
-    if results["when"] != "none":
+    if joined:
         assert found["exported traces"] == len(EXPECTED)
 
 
-def test_nothing_of_ours_failed(results: dict[str, Any]) -> None:
-    """No hook of ours had to be silenced in any case."""
+@pytest.mark.parametrize("when", ["before", "after", "none"])
+def test_one_trace_per_request(when: str) -> None:
+    """One trace, our facts on its root, the handler's span below that, nothing of the framework's own.
+
+    Whoever else traces, wherever our middleware stands, and whenever the application's provider is set. With
+    `operation_spans` the framework's spans are stored, and previews still are the handler's.
+    """
+    results = run(when)
+    failed = {}
+    for case in CASES:
+        try:
+            check(case, results[case], joined=when != "none")
+        except (AssertionError, ValueError) as exc:
+            failed[case] = str(exc)
+    assert failed == {}
     assert results["failures"] == {}
+    for trace in results.get("operation spans", ()):
+        assert [name for name, _ in trace["tree"]][:2] == ["fastapi.dependencies", "fastapi.endpoint"]
+        assert trace["tree"][1][1] == [["handler", [["inside", []]]]]
+        assert trace["preview"] == '{"number": 7}'
+    for trace in results.get("websocket", ()):
+        assert (trace["root"], trace["tree"]) == ("WS /live/{number}", [["handler", []]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -471,3 +472,51 @@ def test_flask_below_fastapi(app: FastAPI, captured_traces: CapturedTraces, inst
     get(app, "/old/nothing")
     gc.collect()
     assert trees(captured_traces) == [{"GET /api/old/items/<int:number>": {"handler": {}}}, {"GET": {}}]
+
+
+def test_a_request_inside_a_request(app: FastAPI, captured_traces: CapturedTraces, order: str) -> None:
+    """A handler that calls an application in process makes another request, with a trace of its own."""
+
+    @both(app.get("/inner/{number}"), order)
+    async def inner(number: int) -> int:
+        return number
+
+    @both(app.get("/outer"), order)
+    async def outer() -> int:
+        conversation = Conversation([{"type": "http.request"}])
+        await app(http_scope("/inner/7"), conversation.receive, conversation.send)
+        return int(conversation.body)
+
+    assert get(app, "/outer").body == b"7"
+    assert trees(captured_traces) == [{"GET /inner/{number}": {"handler": {}}}, {"GET /outer": {"handler": {}}}]
+
+
+def test_unusual_callables(app: FastAPI, captured_traces: CapturedTraces, order: str) -> None:
+    """Partial functions, functions with a cache, class and static methods, and coroutines in partials."""
+
+    def add(number: int, more: int = 0) -> int:
+        return number + more
+
+    async def add_later(number: int, more: int = 0) -> int:
+        return number + more
+
+    class Views:
+        @classmethod
+        def of_class(cls, number: int) -> int:
+            return number
+
+        @staticmethod
+        def static(number: int) -> int:
+            return number
+
+    views = {
+        "partial": functools.partial(add, more=1),
+        "coroutine": functools.partial(add_later, more=1),
+        "cached": functools.lru_cache(add),
+        "class": Views.of_class,
+        "static": Views.static,
+    }
+    for name, view in views.items():
+        both(app.get(f"/{name}/{{number}}", name=name, operation_id=name), order)(view)
+        assert get(app, f"/{name}/1").status == 200
+    assert trees(captured_traces) == [{f"GET /{name}/{{number}}": {"handler": {}}} for name in views]
