@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode
 
-from tracemw import afterwards
+from tracemw import afterwards, scope
 from tracemw.bodies import REQUEST, RESPONSE, Tee
 from tracemw.failure import EVENT, MESSAGE, TYPE, outcome_of, record_exception
 from tracemw.guard import guarded
@@ -266,8 +266,11 @@ class RequestTrace:
         self._describe(record)
         if record.error:
             self._tell_failure(record)
+        if scope.runtime().processors and self._span.is_recording():
+            scope.run_processors(self._span, record)
         if self.mode != "owned":
             self._mirror(record)
+        scope.note_trace_ended(record)
 
     def _end_soon(self) -> None:
         """End the root after a while, whatever the application does; without asyncio, when it returns."""
