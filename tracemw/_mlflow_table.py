@@ -242,4 +242,7 @@ def _nobodys(trace_id: Any) -> Any:
 
 
 def _changed(before: Mapping[str, str], after: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in after.items() if before.get(key) != value}
+    return {key: str(value) for key, value in after.items() if before.get(key, _MISSING) != value}
+
+
+_MISSING: Final = object()

@@ -54,6 +54,21 @@ class Unrecorded(NonRecordingSpan):
         return self.get_span_context()
 
 
+class NotRecorded(NoOpSpan):  # type: ignore[misc]
+    """MLflow's view of such a span, for versions before 3.12, which treat it like others.
+
+    Args:
+        span: The span.
+    """
+
+    def __init__(self, span: Unrecorded) -> None:
+        super().__init__()
+        self._span = span
+
+    def set_span_type(self, span_type: str) -> None:
+        """Do nothing."""
+
+
 class SharedContext:
     """Stands for MLflow's runtime context: OpenTelemetry's, so that all spans have one another for parents."""
 
@@ -164,7 +179,7 @@ class BridgedTracer(trace_api.Tracer):
         if scope is None or not scope.recording:
             left_out = Unrecorded(current_record(context) if scope is None else scope.record)
             if self._name == SCOPE:
-                hand_over(left_out.context.span_id, _no_op(left_out))
+                hand_over(left_out.context.span_id, NotRecorded(left_out))
             return left_out
         span, record = scope.span, scope.record
         setattr(span, RECORD, record)
@@ -289,7 +304,3 @@ def _scope_of(span: Any) -> str | None:
     return getattr(getattr(span, "instrumentation_scope", None), "name", None)
 
 
-def _no_op(span: Unrecorded) -> Any:
-    made = NoOpSpan()
-    made._span = span
-    return made

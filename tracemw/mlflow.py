@@ -26,8 +26,9 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace as trace_api
 
 from tracemw import config, opening, stamps
+from tracemw import scope as scopes
 from tracemw._mlflow_internals import OLDEST, Always, Patches, find, find_wanted, missing
-from tracemw.errors import TracemwError
+from tracemw.errors import NotFoundError, TracemwError
 from tracemw.record import TraceRecord, current_record, with_record
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ class Bridge:
         self._handlers = Handlers(mlflow.trace)
         put(mlflow, "trace", self._handlers.trace)
         put(mlflow, "update_current_trace", _where_recorded(mlflow.update_current_trace))
+        put(mlflow, "set_trace_tag", _ours_first(mlflow.set_trace_tag, "set_trace_tag"))
+        put(mlflow, "delete_trace_tag", _ours_first(mlflow.delete_trace_tag, "delete_trace_tag"))
         put(mlflow, "flush_trace_async_logging", _with_ours(mlflow.flush_trace_async_logging))
         self._assign_client()
 
@@ -223,9 +226,25 @@ def _where_recorded(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def update(*args: Any, **options: Any) -> Any:
         record = current_record()
-        return None if record is not None and not record.recording else original(*args, **options)
+        recorded = scopes.tracing_is_on(otel_context.get_current()) if record is None else record.recording
+        return original(*args, **options) if recorded else None
 
     return update
+
+
+def _ours_first(original: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Do it to a trace that is in progress or in our store; MLflow asks its server about others."""
+
+    @functools.wraps(original)
+    def change(*args: Any, **options: Any) -> Any:
+        from tracemw import client
+
+        try:
+            return getattr(client, name)(*args, **options)
+        except NotFoundError:
+            return original(*args, **options)
+
+    return change
 
 
 def _with_ours(original: Callable[..., Any]) -> Callable[..., Any]:
