@@ -32,11 +32,11 @@ class FlaskAdapter(Adapter):
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the rule that was chosen, as it was written, below what the application is mounted under."""
-        request = carrier.get("werkzeug.request")
-        rule = getattr(request, "url_rule", None)
-        if request is None or rule is None:
+        served = carrier.get("werkzeug.request")
+        rule = getattr(served, "url_rule", None)
+        if served is None or rule is None:
             return None
-        return str(request.root_path).rstrip("/") + str(rule.rule)
+        return str(served.root_path).rstrip("/") + str(rule.rule)
 
     def user(self, carrier: Mapping[str, Any]) -> str | None:
         """Return whom Flask-Login has authenticated; it keeps its user in `flask.g`."""

@@ -129,6 +129,8 @@ class StarletteAdapter(Adapter):
         options = {**options, "adapter": self}
         stack = app.middleware_stack
         outside, inside = _around(layers(stack), middleware)
+        if outside is None and not self._is_wrapped_by(middleware):
+            return False
         if (telemetry := _first_telemetry(inside)) is not None:
             if not isinstance(telemetry.app, TraceMiddleware):
                 telemetry.app = TraceMiddleware(telemetry.app, **options)
@@ -142,6 +144,10 @@ class StarletteAdapter(Adapter):
         if needed:
             app.middleware_stack = TraceMiddleware(stack, **options)
         return False
+
+    def _is_wrapped_by(self, middleware: Any) -> bool:
+        """True where a middleware stands around the application, False where it is a part of it."""
+        return any(one is self.app for one in within(middleware.app))
 
     def _chosen(self, endpoint: Any, carrier: Mapping[str, Any]) -> Named | None:
         found = self._named.get(id(endpoint))
@@ -196,10 +202,8 @@ class StarletteAdapter(Adapter):
                 return True
             if inspect.isfunction(holder.app):
                 made = websocket_session if isinstance(route, WebSocketRoute) else request_response
-                if (holder.app.__module__, holder.app.__qualname__) != (
-                    made.__module__,
-                    f"{made.__name__}.<locals>.app",
-                ):
+                known = (made.__module__, f"{made.__name__}.<locals>.app")
+                if (holder.app.__module__, holder.app.__qualname__) != known:
                     return False
                 holder.app = made(traced)
                 return True
@@ -209,7 +213,8 @@ class StarletteAdapter(Adapter):
 
 def trace_around(layer: Any) -> None:
     """Replace the traced functions that middleware calls: error handlers, functions of `@app.middleware`."""
-    for table in (vars(layer), *(value for value in vars(layer).values() if isinstance(value, dict))):
+    attributes = getattr(layer, "__dict__", {})
+    for table in (attributes, *(value for value in attributes.values() if isinstance(value, dict))):
         trace_values(table, handler=False)
 
 

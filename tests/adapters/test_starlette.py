@@ -332,3 +332,28 @@ def test_installing_twice_or_late(captured_traces: CapturedTraces) -> None:
     assert tracemw.instrument(tracemw.instrument(app)) is app
     get(app, "/x/1")
     assert trees(captured_traces) == [{"GET /x/{id}": {}}]
+
+
+@pytest.mark.parametrize("place", ["application", "mount", "route"])
+def test_a_part_that_is_traced_alone(captured_traces: CapturedTraces, place: str) -> None:
+    """Middleware around a mounted application, or of a mount or a route, traces that part, with the whole name."""
+    ours = [Middleware(tracemw.TraceMiddleware)]
+    if place == "application":
+        part: Any = Mount("/{tenant}", tracemw.TraceMiddleware(Starlette(routes=[Route("/x/{id}", hello)])))
+    elif place == "mount":
+        part = Mount("/{tenant}", routes=[Route("/x/{id}", hello)], middleware=ours)
+    else:
+        part = Mount("/{tenant}", routes=[Route("/x/{id}", hello, middleware=ours)])
+    app = Starlette(routes=[Route("/other", hello), part])
+    for path in ("/other", "/acme/x/1", "/other", "/acme/x/1"):
+        assert get(app, path).body == b"hello"
+    assert trees(captured_traces) == [{"GET /{tenant}/x/{id}": {}}] * 2
+
+
+def test_a_stack_with_middleware_that_has_no_attributes(captured_traces: CapturedTraces) -> None:
+    """What our adapter cannot look into is left as it is."""
+    app = serve(Route("/x/{id}", hello), middleware=[Middleware(Hiding)])
+    before = tracemw.stats()["failures"]
+    get(app, "/x/1")
+    assert trees(captured_traces) == [{"GET /x/{id}": {}}]
+    assert tracemw.stats()["failures"] == before

@@ -10,8 +10,8 @@ from tests.request.drive import Conversation, ask, http_scope
 
 
 def tree(trace: tracemw.Trace) -> dict[str, Any]:
-    """Names of spans in one another."""
-    spans = trace.data.spans
+    """Names of spans in one another, but for that of a response's aftermath: a busy machine may make one."""
+    spans = [span for span in trace.data.spans if span.name != "background work"]
     ids = {span.span_id for span in spans}
     assert all(span.parent_id is None or span.parent_id in ids for span in spans), "an orphan"
 
