@@ -12,8 +12,10 @@ from typing import Any
 
 from fastapi.routing import APIRoute, APIWebSocketRoute
 
+from tracemw import provider
 from tracemw.adapters.starlette import Named, StarletteAdapter
 from tracemw.adapting import layers
+from tracemw.asgi import TraceMiddleware
 
 
 class FastAPIAdapter(StarletteAdapter):
@@ -22,13 +24,21 @@ class FastAPIAdapter(StarletteAdapter):
     def place(self, middleware: Any, options: dict[str, Any]) -> bool:
         """Step inside where FastAPI's own telemetry has a provider that is not the global one, to adopt its root.
 
-        Elsewhere, the middleware around the application opens the root, and FastAPI opens none.
+        Elsewhere, the middleware around the application opens the root, and FastAPI opens none; but for requests
+        that we leave out. For their sake one stands inside of FastAPI's telemetry, which begins a new context.
         """
-        telemetry = getattr(self.app, "_telemetry", None) or {}
-        own = telemetry.get("tracing") and telemetry.get("tracer_provider") is not None
-        if own and not any(layer is middleware for layer in layers(self.app.middleware_stack)):
+        app = self.app
+        telemetry = getattr(app, "_telemetry", None) or {}
+        if not telemetry.get("tracing"):
+            return super().place(middleware, options)
+        if telemetry.get("tracer_provider") is not None and not _stands(middleware, app.middleware_stack):
             return self.install(options)
-        return super().place(middleware, options)
+        taken_over = super().place(middleware, options)
+        if provider.is_joined() and not any(
+            isinstance(one, TraceMiddleware) for one in layers(app.middleware_stack)
+        ):
+            app.middleware_stack = TraceMiddleware(app.middleware_stack, **{**options, "adapter": self})
+        return taken_over
 
     def _selected(self, carrier: Mapping[str, Any]) -> tuple[Any, ...]:
         context = (carrier.get("fastapi") or {}).get("effective_route_context")
@@ -70,6 +80,11 @@ class FastAPIAdapter(StarletteAdapter):
             return False
         dependant.call = traced  # type: ignore[union-attr]
         return True
+
+
+def _stands(middleware: Any, stack: Any) -> bool:
+    """True where a middleware is a part of a stack."""
+    return any(layer is middleware for layer in layers(stack))
 
 
 def make(app: Any) -> FastAPIAdapter:

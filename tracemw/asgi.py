@@ -11,12 +11,15 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, overload
 
+from opentelemetry import context as otel_context
+
 from tracemw import config, provider
 from tracemw.adapting import Attached
 from tracemw.errors import SettingError
 from tracemw.exchange import Connection, Exchange, Message, Socket, Unrecorded
 from tracemw.guard import guarded
 from tracemw.opening import METHODS, RequestTracer, method_attributes
+from tracemw.record import current_record, with_record
 from tracemw.request import KEY, RequestTrace
 
 Scope = MutableMapping[str, Any]
@@ -111,11 +114,22 @@ class TraceMiddleware:
         """Pass a request on whose trace is open already; exceptions are seen here before they are handled."""
         if request.resolver is not self._covered_by:
             self._join(request, scope)
+        token = self._restore(request)
         try:
             await self.app(scope, receive, send)
         except BaseException as exc:
             request.raised(exc)
             raise
+        finally:
+            if token is not None:
+                otel_context.detach(token)
+
+    @guarded()
+    def _restore(self, request: RequestTrace) -> Any:
+        """Put the trace's record back into a context that a framework has begun anew for its own span."""
+        if current_record() is request.record:
+            return None
+        return otel_context.attach(with_record(otel_context.get_current(), request.record))
 
     @guarded()
     def _join(self, request: RequestTrace, scope: Scope) -> None:
@@ -150,8 +164,9 @@ class TraceMiddleware:
         request = tracer.open(
             scope, identity, method, scope.get("path", ""), _attributes, client[0] if client else None
         )
-        if (request.mode == "joined" or tracer.is_global) and "fastapi.telemetry" not in scope:
-            _hide_from_telemetry(request, scope)
+        if request.mode == "joined" or (tracer.is_global and request.mode != "adopted"):
+            # A framework inside of us that traces itself would open a second root with the same provider.
+            scope.setdefault("fastapi.telemetry", None)
         if not request.record.recording:
             return Unrecorded(request, tracer)
         return Exchange(request, tracer, scope) if method != "WS" else Socket(request, tracer)
@@ -195,12 +210,6 @@ def _attributes(scope: Scope) -> dict[str, Any]:
     if query := scope.get("query_string"):
         attributes["url.query"] = query.decode("latin-1")
     return attributes
-
-
-def _hide_from_telemetry(request: RequestTrace, scope: Scope) -> None:
-    """Keep a framework inside of us from opening a second root with the same provider."""
-    if request.mode == "joined" or (request.mode == "owned" and request.record.recording):
-        scope["fastapi.telemetry"] = None
 
 
 @guarded()

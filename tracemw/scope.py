@@ -376,7 +376,7 @@ def _pending_links(context: Context) -> Sequence[Link]:
 
 
 class _LastActive:
-    trace_id: str | None = None
+    trace_id: int | None = None
 
 
 _last = _LastActive()
@@ -385,12 +385,13 @@ _last_of_thread = threading.local()
 
 def note_trace_ended(record: TraceRecord) -> None:
     """Remember the trace for `get_last_active_trace_id`."""
-    _last.trace_id = _last_of_thread.trace_id = f"tr-{record.trace_id:032x}"
+    _last.trace_id = _last_of_thread.trace_id = record.trace_id
 
 
 def last_trace_id(thread_local: bool) -> str | None:
     """Return the trace whose root ended last, in this process or in this thread."""
-    return getattr(_last_of_thread, "trace_id", None) if thread_local else _last.trace_id
+    trace_id = getattr(_last_of_thread, "trace_id", None) if thread_local else _last.trace_id
+    return None if trace_id is None else f"tr-{trace_id:032x}"
 
 
 def end_span(span: Any, record: TraceRecord | None, end_ns: int | None) -> None:
