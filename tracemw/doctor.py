@@ -84,6 +84,7 @@ def examine(store: str | None = None) -> Report:
     """
     report = Report()
     report.facts["versions"] = _versions()
+    report.facts["frameworks"] = _frameworks(report)
     report.facts["environment"] = _environment()
     try:
         found = from_environment()
@@ -113,6 +114,16 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _frameworks(report: Report) -> dict[str, str]:
+    """Whether the adapters know the installed versions: one request to a tiny application of each framework."""
+    from tracemw.adapters.check import check
+
+    found = check()
+    for name, problems in found.items():
+        report.problems += [f"{name}: {problem}" for problem in problems]
+    return {name: "; ".join(problems) or "as its adapter knows it" for name, problems in found.items()}
 
 
 def _environment() -> dict[str, str]:

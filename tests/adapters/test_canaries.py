@@ -17,6 +17,7 @@ from tests.adapters.trees import get, trees, wsgi_get
 from tests.adapters.versions import FASTAPI, FLASK, STARLETTE, WERKZEUG
 from tracemw import guard
 from tracemw.adapters import check
+from tracemw.doctor import examine
 from tracemw.testing import CapturedTraces
 
 INSTALLED = {"fastapi": FASTAPI, "starlette": STARLETTE, "flask": FLASK, "werkzeug": WERKZEUG}
@@ -186,6 +187,7 @@ def test_starlette_without_what_we_replace(
 
     monkeypatch.setattr(routing, "request_response", request_response)
     assert check.check()["starlette"] == [check.NO_HANDLER]
+    assert f"starlette: {check.NO_HANDLER}" in examine("memory:").problems
 
     def handler(request: Any) -> Any:
         return PlainTextResponse("hello")
