@@ -230,6 +230,8 @@ class BridgedSpan(LiveSpan):  # type: ignore[misc]
 
     def _abandon(self) -> None:
         """End a span that nobody can end any more: its generator was closed, or it was dropped."""
+        if self._record is not None and self._record.recording:
+            self._record.register()  # the garbage collector takes weak references away before it comes here
         outcome, end_ns = self._left or ("cancelled", None)
         if self._kept and self._span.attributes.get(OUTPUTS) is None:
             self._span.set_attribute(OUTPUTS, f"[{','.join(self._kept)}]")
