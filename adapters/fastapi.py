@@ -29,9 +29,10 @@ class FastAPIAdapter(StarletteAdapter):
         """
         app = self.app
         telemetry = getattr(app, "_telemetry", None) or {}
-        if not telemetry.get("tracing"):
+        wrapped = self._is_wrapped_by(middleware)
+        if not telemetry.get("tracing") or not (wrapped or _stands(middleware, app.middleware_stack)):
             return super().place(middleware, options)
-        if telemetry.get("tracer_provider") is not None and not _stands(middleware, app.middleware_stack):
+        if wrapped and telemetry.get("tracer_provider") is not None:
             return self.install(options)
         taken_over = super().place(middleware, options)
         if provider.is_joined() and not any(

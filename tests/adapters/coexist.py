@@ -211,6 +211,16 @@ def fastapi_mounted_only() -> Any:
     return _below("/sub", app)
 
 
+@needs(bool(FASTAPI))
+def fastapi_mounted_around() -> Any:
+    """Our middleware is around the mounted application only."""
+    from fastapi import FastAPI
+
+    app = FastAPI()
+    app.mount("/sub", tracemw.TraceMiddleware(fastapi_app()))
+    return _below("/sub", app)
+
+
 @case
 def starlette_inside() -> Any:
     """Starlette with ours in its stack."""

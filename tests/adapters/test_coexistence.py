@@ -22,7 +22,12 @@ EXPECTED: dict[str, tuple[int, str, int, int, list[Any]]] = {
 }
 # Starlette's telemetry stands inside of what answers errors: neither it nor we learn that the answer was 500.
 WITHOUT_STATUS = ("starlette_telemetry_outer", "starlette_telemetry_inner")
-PREFIXES = {"fastapi_mounted": "/{tenant}", "fastapi_mounted_only": "/sub", "flask_dispatched": "/acme"}
+PREFIXES = {
+    "fastapi_mounted": "/{tenant}",
+    "fastapi_mounted_only": "/sub",
+    "fastapi_mounted_around": "/sub",
+    "flask_dispatched": "/acme",
+}
 
 
 def run(when: str) -> dict[str, Any]:
