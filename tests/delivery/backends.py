@@ -246,6 +246,12 @@ class Mlflow:
         """The base URL."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Version of the server."""
+        assert self._server is not None
+        return tuple(map(int, self._server.get("/version").text.split(".")))
+
     def start(self) -> None:
         """Start the server and wait until it answers."""
         command = [self.python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]

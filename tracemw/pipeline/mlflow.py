@@ -3,7 +3,8 @@
 Spans go in OTLP requests, many traces in one; each trace's facts, which OTLP has no place for, by StartTraceV3.
 Both are upserts, so a trace may be sent again. A server of MLflow 3.4 or newer is needed (OTLP came with it), on a
 database: the file store has no OTLP. What changed since: 3.6 reads spans from its database (before, from an
-artifact of each trace), 3.7 takes compressed requests, 3.13 makes tags of attributes of the root span.
+artifact of each trace), 3.7 takes compressed requests and JSON text as attributes, 3.13 makes tags of the root's
+attributes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from tracemw.store.rows import SpanRow, StoredTrace
 OLDEST: Final = (3, 4)
 SPANS_IN_STORE: Final = (3, 6)
 COMPRESSION: Final = (3, 7)
+JSON_TEXT: Final = (3, 7)
+FACTS_FIRST: Final = (3, 7)  # 3.6 says of each trace at once that its spans are there
+FINALIZED: Final = (3, 12)
 TAGS_IN_SPANS: Final = (3, 13)
 GROUP: Final = 100  # traces whose facts are sent before their spans follow in one request
 THREADS: Final = 4  # connections for the facts: small requests that wait for the server's disk
@@ -93,7 +97,7 @@ class Mlflow:
 
     def _send(self, traces: Sequence[StoredTrace], suspects: Container[int]) -> Iterator[Result]:
         """Send a group: facts, spans, and the facts of those whose facts the server would make from the spans."""
-        facts_first = not self.fast and self._server.version >= SPANS_IN_STORE
+        facts_first = not self.fast and self._server.version >= FACTS_FIRST
         before = [trace for trace in traces if is_settled(trace)] if facts_first else []
         refused: set[int] = set()
         for result in self._server.post_facts(before):
@@ -136,9 +140,10 @@ class Mlflow:
     def _encode(self, trace: StoredTrace) -> bytes:
         row, spans = trace.row, trace.spans
         common = facts.on_every_span(row)
+        decode = self._server.version < JSON_TEXT
 
         def attributes_of(span: SpanRow) -> dict[str, Any]:
-            found = facts.span_attributes(span)
+            found = facts.span_attributes(span, decode=decode)
             if self.fast and span.span_id == row.root_span_id:
                 found = {**facts.on_the_root(row), **found}
             return {**found, **common}
@@ -174,9 +179,9 @@ class Server:
         self.url = target.url
         self.version: tuple[int, ...] = ()
         self.experiment: str | None = None
-        self._name = target.options.get("experiment") or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-        self._fixed = None if self._name else os.environ.get("MLFLOW_EXPERIMENT_ID")
-        self._name = self._name or "Default"
+        name = target.options.get("experiment") or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        self._fixed = None if name else os.environ.get("MLFLOW_EXPERIMENT_ID")
+        self._name = name or "Default"
         endpoint = Endpoint(target.url, headers=_headers(target), context=_tls)
         self._connections = [Connection(endpoint) for _ in range(THREADS)]
         self._made: set[int] = set()  # traces of which the server has the facts alone, by us
@@ -316,8 +321,11 @@ class Server:
         if answer.status != 200:
             return False
         found = _json(answer).get("trace", {}).get("trace_info", {})
-        finished = found.get("trace_metadata", {}).get("mlflow.trace.infoFinalized") == "true"
-        return bool(finished and found.get("request_time") != info["request_time"])
+        if self.version >= FINALIZED:
+            told = found.get("trace_metadata", {}).get("mlflow.trace.infoFinalized") == "true"
+        else:
+            told = facts.NAME_TAG in found.get("tags", {})
+        return bool(told and found.get("request_time") != info["request_time"])
 
     def take_back(self, trace: StoredTrace) -> None:
         """Delete the facts of a trace whose spans were refused, if the server has nothing else of it."""

@@ -113,19 +113,22 @@ def on_the_root(row: TraceRow) -> dict[str, str]:
     return found
 
 
-def span_attributes(span: SpanRow) -> dict[str, Any]:
+def span_attributes(span: SpanRow, *, decode: bool = False) -> dict[str, Any]:
     """Return a span's attributes as the server is to read them.
 
-    It takes JSON text in a string for what it stands for, but for numbers and booleans (older ones: for strings,
-    too), so those of MLflow's own attributes are sent as what they are. It makes the trace's id itself; older ones
-    would believe the attribute.
+    It takes JSON text in a string for what it stands for, but for numbers and booleans, so those of MLflow's own
+    attributes are sent as what they are. It makes the trace's id itself; older ones would believe the attribute.
+
+    Args:
+        span: The span.
+        decode: Send all of MLflow's own attributes as what they are: older servers keep text as text.
     """
     found: dict[str, Any] = json.loads(span.attributes)
     found.pop("mlflow.traceRequestId", None)
     for key, value in found.items():
         if isinstance(value, str):
             text = clean_json(value) if value[:1] in _JSON_STARTS else value
-            found[key] = _decoded(text) if key.startswith("mlflow.") else text
+            found[key] = _decoded(text, decode) if key.startswith("mlflow.") else text
     span_type = found.get("mlflow.spanType")
     if isinstance(span_type, str):
         found["mlflow.spanType"] = cut(span_type, MAX_SPAN_TYPE)
@@ -216,15 +219,15 @@ def verbatim(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text[:1] in _JSON_STARTS else text
 
 
-def _decoded(text: str) -> Any:
-    """Return what JSON text stands for, but not objects, arrays and text like them: the server decodes those."""
-    if text[:1] in ("{", "["):
+def _decoded(text: str, all: bool) -> Any:
+    """Return what JSON text stands for; without `all` not objects, arrays and text like them: the server does."""
+    if not all and text[:1] in ("{", "["):
         return text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return text if isinstance(value, str) and value[:1] in _JSON_STARTS else value
+    return text if not all and isinstance(value, str) and value[:1] in _JSON_STARTS else value
 
 
 def _digest(text: str) -> str:
