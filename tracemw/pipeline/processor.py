@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
 from tracemw.guard import guarded
-from tracemw.pipeline import current
+from tracemw.pipeline import current, installed
 from tracemw.record import LATE, LATE_FAILED, TraceRecord, current_record, record_of
 
 if TYPE_CHECKING:
@@ -62,10 +62,13 @@ class TraceProcessor(SpanProcessor):
 
     def shutdown(self) -> None:
         """The provider that calls this is the application's, or ends with the process: store what there is."""
-        current().flush(5.0)
+        pipeline = installed()  # not one made at the end of a process that has traced nothing
+        if pipeline is not None:
+            pipeline.flush(5.0)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return current().flush(timeout_millis / 1000)
+        pipeline = installed()
+        return pipeline is None or pipeline.flush(timeout_millis / 1000)
 
     @guarded()
     def _drop(self, span: Span, parent_context: Context | None) -> None:
