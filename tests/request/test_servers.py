@@ -78,7 +78,9 @@ def test_a_connection_that_is_kept(kind: str, tmp_path: Path) -> None:
     assert answers[5]["trace"] is None
     assert [trace.info.trace_id for trace in traces] == [answer["trace"] for answer in answers[:5]]
     assert [answer["span"] for answer in answers[:5]] == [a["trace"].removeprefix("tr-") for a in answers[:5]]
-    assert [[span.parent_id for span in trace.data.spans] for trace in traces] == [[None]] * 5
+    # Closing what the upload has opened may take long enough to be told of, as work after the response.
+    spans = [[span for span in trace.data.spans if span.name != "background work"] for trace in traces]
+    assert [[span.parent_id for span in of_trace] for of_trace in spans] == [[None]] * 5
     if kind != "uvicorn":  # which has no context for each request
         assert {answer["before"] for answer in answers} == {"nothing"}
 
