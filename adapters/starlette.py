@@ -16,9 +16,10 @@ from starlette.routing import WebSocketRoute, request_response, websocket_sessio
 
 from tracemw import provider
 from tracemw.adapters.bridged import Bridge, bridged
-from tracemw.adapting import Adapter, layers, trace_values, within
+from tracemw.adapting import Adapter, Attached, layers, trace_values, within
 from tracemw.asgi import TraceMiddleware
 from tracemw.guard import report
+from tracemw.request import KEY
 from tracemw.stamps import traced_form
 
 MAX_DEPTH = 20  # of applications mounted in one another
@@ -143,7 +144,22 @@ class StarletteAdapter(Adapter):
             )
         if needed:
             app.middleware_stack = TraceMiddleware(stack, **options)
+        self._look_into(inside)
         return False
+
+    def _look_into(self, stack: list[Any]) -> None:
+        """See the scope that the router gets, where middleware that we do not know may make a new one."""
+        router, unknown = self.app.router, False
+        for layer in stack:
+            unknown = unknown or type(layer).__module__.partition(".")[0] not in (
+                "starlette",
+                "fastapi",
+                "tracemw",
+            )
+            if getattr(layer, "app", None) is router:
+                if unknown:
+                    layer.app = Seen(router, self)
+                return
 
     def _is_wrapped_by(self, middleware: Any) -> bool:
         """True where a middleware stands around the application, False where it is a part of it."""
@@ -209,6 +225,26 @@ class StarletteAdapter(Adapter):
                 return True
             holder = holder.app
         return False
+
+
+class Seen:
+    """Stands before the router and tells a request's trace which scope that gets.
+
+    Args:
+        app: The router.
+        adapter: Knows what the router puts into the scope.
+    """
+
+    def __init__(self, app: Any, adapter: Adapter) -> None:
+        self.app = app
+        self._attached = Attached(adapter)
+
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        """Return what the router returns, which is awaited then."""
+        request = scope.get(KEY)
+        if request is not None:
+            request.also_known_to(self._attached, scope)
+        return self.app(scope, receive, send)
 
 
 def trace_around(layer: Any) -> None:

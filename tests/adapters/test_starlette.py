@@ -357,3 +357,48 @@ def test_a_stack_with_middleware_that_has_no_attributes(captured_traces: Capture
     get(app, "/x/1")
     assert trees(captured_traces) == [{"GET /x/{id}": {}}]
     assert tracemw.stats()["failures"] == before
+
+
+@pytest.mark.parametrize("order", ["inside", "outside", "around"])
+def test_middleware_that_hands_on_another_scope(
+    captured_traces: CapturedTraces, trace_route: Callable[..., Any], order: str
+) -> None:
+    """As the specification recommends it. The route is known all the same, wherever our middleware stands."""
+
+    class Copying:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app({**scope, "copied": True}, receive, send)
+
+    def handler(request: Request) -> Response:
+        return PlainTextResponse(str(request.scope["copied"]))
+
+    app: Any = Starlette(routes=[Mount("/{tenant}", routes=[trace_route(Route, "/x/{id}", handler)])])
+    ours: Any = tracemw.TraceMiddleware
+    for middleware in {"inside": [Copying, ours], "outside": [ours, Copying], "around": [Copying]}[order]:
+        app.add_middleware(middleware)
+    site = ours(app) if order == "around" else app
+    for _ in range(2):
+        assert get(site, "/acme/x/1").body == b"True"
+    assert trees(captured_traces) == [{"GET /{tenant}/x/{id}": {"handler": {}}}] * 2
+
+
+@pytest.mark.usefixtures("captured_traces")
+def test_known_middleware_costs_nothing_more() -> None:
+    """Only where somebody else's middleware may make a new scope, the router's is looked at."""
+    from starlette.middleware.gzip import GZipMiddleware
+
+    from tracemw.adapters.starlette import Seen
+    from tracemw.adapting import layers
+
+    def seen(*middleware: Any) -> int:
+        app: Any = tracemw.instrument(Starlette(routes=[Route("/", hello)]))
+        for one in middleware:
+            app.add_middleware(one)
+        get(app, "/")
+        get(app, "/")
+        return sum(isinstance(layer, Seen) for layer in layers(app.middleware_stack))
+
+    assert (seen(), seen(GZipMiddleware), seen(Passing)) == (0, 0, 1)
