@@ -222,11 +222,15 @@ def mlflow_python() -> str | None:
 
 
 _MLFLOW_PYTHON = os.environ.get("TRACEMW_TEST_MLFLOW")  # read before the tests' environment is cleaned
-_MLFLOW_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_WORKSPACES": "false",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-}
+
+
+def mlflow_environment() -> dict[str, str]:
+    """Variables for every process that imports MLflow: it sends nothing anywhere else."""
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
 
 
 class Mlflow:
@@ -256,7 +260,7 @@ class Mlflow:
         """Start the server and wait until it answers."""
         command = [self.python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db", *self._options]
-        self._context = servers.serve(command, env=_MLFLOW_ENVIRONMENT, cwd=self.folder, timeout=90.0)
+        self._context = servers.serve(command, env=mlflow_environment(), cwd=self.folder, timeout=90.0)
         self._server = self._context.__enter__()
         self.port = self._server.port
         servers.wait_for(self._answers, timeout=30.0)
@@ -281,7 +285,7 @@ class Reader:
 
     def __init__(self, python: str, url: str) -> None:
         script = Path(__file__).with_name("mlflow_reader.py")
-        environment = servers.clean_environment({**_MLFLOW_ENVIRONMENT, "MLFLOW_TRACKING_URI": url})
+        environment = servers.clean_environment({**mlflow_environment(), "MLFLOW_TRACKING_URI": url})
         self._process = subprocess.Popen(
             [python, str(script)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True,
