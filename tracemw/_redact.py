@@ -18,6 +18,7 @@ DEFAULT_REDACT: Final[tuple[str, ...]] = (
     "account_key", "master_key", "shared_key", "subscription_key", "ssh_key", "session_key",
     "authorization", "basic_auth", "http_auth", "auth_header", "=auth",
     "cookie", "cookies", "csrf", "xsrf", "connection_string",
+    "=sig", "=signature", "amz_signature", "goog_signature",
     "otp", "totp", "=pin", "cvv", "cvc", "ssn", "card_number", "credit_card",
 )  # fmt: skip
 """Key names that are masked unless the setting `redact` says otherwise; `Redactor` has the rules.
