@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,3 +37,17 @@ def test_old_traces_go_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyP
         wait_for(only_new_ones)
     finally:
         tracemw.configure(destination="none:")
+
+
+def test_a_process_that_ends_after_its_first_trace(tmp_path: Path) -> None:
+    """It ends at once: where the interpreter starts no threads any more, there is no removal either."""
+    script = f"""
+import tracemw
+tracemw.configure(destination="sqlite:///{tmp_path}/t.db")
+with tracemw.start_span("x"):
+    pass
+"""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - started < 4.5

@@ -35,10 +35,12 @@ class Retention:
         if now < self._due or (self._thread is not None and self._thread.is_alive()):
             return
         self._due = now + INTERVAL
-        self._thread = threading.Thread(
-            target=self._purge, args=(store,), name="tracemw-retention", daemon=True
-        )
-        self._thread.start()
+        thread = threading.Thread(target=self._purge, args=(store,), name="tracemw-retention", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is about to end and starts no threads, since Python 3.12
+            return
+        self._thread = thread
 
     def close(self, timeout: float = 5.0) -> None:
         """Wait for a removal that is under way."""
