@@ -408,7 +408,8 @@ def connect(app: Any) -> None:
 
 def described(trace: Any) -> dict[str, Any]:
     """A trace as the test looks at it."""
-    spans = trace.data.spans
+    # A busy machine may make a span of what is done after the response.
+    spans = [span for span in trace.data.spans if span.name != "background work"]
     ids = {span.span_id for span in spans}
     (root,) = [span for span in spans if span.parent_id not in ids]
 
