@@ -99,12 +99,16 @@ def store(results: dict[str, Any], folder: Path) -> None:
         (folder / "performance-growth.svg").write_text(plot.lines(results))
 
 
+def is_complete(chosen: argparse.Namespace) -> bool:
+    """True where everything is measured, in full: worth to be written onto the page."""
+    return not chosen.quick and chosen.only is None and chosen.peers is None
+
+
 def main() -> int:
     """Run the command."""
     chosen = options()
     results = run(chosen, chosen.python or environment.prepared())
-    is_complete = not chosen.quick and chosen.only is None and chosen.peers is None
-    folder = chosen.into or (PAGE.parent if is_complete else RESULTS)
+    folder = chosen.into or (PAGE.parent if is_complete(chosen) else RESULTS)
     store(results, folder)
     print(report.markdown(results, level=2))
     print(f"\nwritten to {folder}")

@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 # What a machine's environment could change about the subjects.
-PREFIXES = ("TRACEMW_", "OTEL_", "MLFLOW_", "DD_", "SENTRY_", "ELASTIC_", "LOGFIRE_", "APP_", "PYTHON")
+PREFIXES = ("TRACEMW_", "OTEL_", "MLFLOW_", "DD_", "SENTRY_", "ELASTIC_", "LOGFIRE_", "APP_", "PYTHON", "COV")
 
 
 class Sample(NamedTuple):

@@ -34,8 +34,8 @@ class Plan:
     generations: int = 3
     rounds: int = 15
     small_rounds: int = 10
-    load_rounds: int = 5
-    load_seconds: float = 4
+    load_rounds: int = 8
+    load_seconds: float = 3
     quick: bool = False
     peers: frozenset[str] | None = None
     tell: Callable[[str], None] = lambda text: None
@@ -43,7 +43,7 @@ class Plan:
     @classmethod
     def made_quick(cls, **given: Any) -> Plan:
         """Return one that takes a minute or two."""
-        return cls(generations=1, rounds=10, small_rounds=5, load_rounds=2, load_seconds=2, quick=True, **given)
+        return cls(generations=1, rounds=10, small_rounds=5, load_rounds=3, load_seconds=1.5, quick=True, **given)
 
 
 def plain(value: Spread) -> dict[str, float]:
