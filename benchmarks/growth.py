@@ -30,7 +30,7 @@ UNITS = {
     "spans-stored": "span in a request, encoded and stored too",
     "attributes": "attribute set on a span",
     "payload": "character of an argument",
-    "streams": "response streamed at the same time (10 parts)",
+    "streams": "stream at the same time, of 10 parts",
 }
 PARTS = 10  # of one stream
 STORE_SIZES = [1_000, 10_000, 100_000]

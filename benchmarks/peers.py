@@ -357,7 +357,7 @@ PEERS: dict[str, dict[str, tuple[str, Maker]]] = {
         "ddtrace": ("ddtrace", fastapi_ddtrace),
         "logfire": ("Logfire", fastapi_logfire),
         "correlation-id": ("asgi-correlation-id (ids only)", fastapi_correlation_id),
-        "mlflow": ("MLflow by hand (@mlflow.trace + update_current_trace)", fastapi_mlflow_pattern),
+        "mlflow": ("MLflow by hand (decorator, trace update)", fastapi_mlflow_pattern),
     },
     "flask": {
         "bare": ("no tracing", flask_bare),

@@ -11,7 +11,7 @@ Results = Mapping[str, Any]
 
 OURS, OTHERS, INK, FAINT, PAPER = "#0b6e4f", "#9db4c0", "#22313a", "#d8dee2", "#ffffff"
 COLOURS = ("#0b6e4f", "#c8553d", "#2d5d9f", "#8a6d00", "#6b4c9a")
-WIDTH, ROW, LABELS = 860, 22, 330
+WIDTH, ROW, LABELS = 860, 22, 350
 
 
 def _text(x: float, y: float, what: str, *, anchor: str = "start", weight: str = "normal", size: int = 12) -> str:
@@ -65,7 +65,7 @@ def _bar(peer: Mapping[str, Any], y: float, longest: float) -> list[str]:
 def lines(results: Results) -> str:
     """Return how cost grows, both axes logarithmic: a line with slope 1 is linear growth."""
     kinds = results["growth"]["kinds"]
-    left, top, right, bottom = 70, 20, 560, 360
+    left, top, right, bottom = 100, 20, 560, 360
     points = {
         kind["unit"]: [(float(size), float(time)) for size, time in kind["sizes"].items()]
         for kind in kinds.values()

@@ -200,7 +200,10 @@ def test_plots_are_drawings(stored: dict[str, Any], draw: Any) -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     _, _, width, height = (float(part) for part in root.attrib["viewBox"].split())
     for text in root.iter("{http://www.w3.org/2000/svg}text"):
-        assert 0 <= float(text.attrib["x"]) <= width and 0 <= float(text.attrib["y"]) <= height
+        x, long = float(text.attrib["x"]), 7.0 * len(text.text or "")
+        start = {"start": x, "middle": x - long / 2, "end": x - long}[text.attrib["text-anchor"]]
+        assert start >= 0 and start + long <= width, text.text
+        assert 0 <= float(text.attrib["y"]) <= height
 
 
 def test_what_is_written(stored: dict[str, Any], tmp_path: Path) -> None:
