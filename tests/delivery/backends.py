@@ -259,7 +259,7 @@ class Mlflow:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         command = [self.python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db", *self._options]
+        command += ["--workers", "1", *(self._options or ("--backend-store-uri", "sqlite:///mlflow.db"))]
         self._context = servers.serve(command, env=mlflow_environment(), cwd=self.folder, timeout=90.0)
         self._server = self._context.__enter__()
         self.port = self._server.port
