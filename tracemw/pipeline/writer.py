@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tracemw.capture import DEFAULT_REDACT, Redactor
@@ -87,9 +88,11 @@ class Pipeline:
         self._queue: deque[Any] = deque()
         self._spool: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
         self._spooled = 0
-        self._wake = threading.Event()
-        self._hurry = threading.Event()
+        # What wakes the writer. Not an event: a signal handler, or a finalizer that the garbage collector runs,
+        # may call us while its own thread is in the middle of waking the writer; `SimpleQueue.put` allows that.
+        self._calls: SimpleQueue[None] = SimpleQueue()
         self._idle = True
+        self._hurried = False  # somebody waits for what is queued
         self._closing = False
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
@@ -121,15 +124,19 @@ class Pipeline:
         self._idle = False
         if self._thread is None:
             self._start()
-        self._wake.set()
+        self._calls.put(None)
 
     def _start(self) -> None:
-        with self._start_lock:
+        if not self._start_lock.acquire(blocking=False):
+            return  # somebody is at it, perhaps this very thread
+        try:
             if self._thread is None:
                 _flush_at_worker_exit(self)
                 thread = threading.Thread(target=self._run, name="tracemw-writer", daemon=True)
                 thread.start()
                 self._thread = thread
+        finally:
+            self._start_lock.release()
 
     # Everybody else's side.
 
@@ -141,7 +148,7 @@ class Pipeline:
         while True:
             marker = _Marker()
             self._queue.append(marker)
-            self._hurry.set()
+            self._hurried = True
             self._rouse()
             if not marker.done.wait(max(0.0, deadline - time.monotonic())):
                 return False
@@ -156,8 +163,7 @@ class Pipeline:
         stored = self.flush(timeout)
         thread, self._closing = self._thread, True
         if thread is not None and thread.is_alive():
-            self._hurry.set()
-            self._wake.set()
+            self._calls.put(None)
             thread.join(timeout=1.0)
         self._thread, self._closing = None, False
         self._idle = True
@@ -178,18 +184,24 @@ class Pipeline:
                 if self._closing:
                     return
                 if not self._queue:  # asked again, now that whoever comes sees the flag
-                    self._wake.wait()
-                self._wake.clear()
+                    self._calls.get()
                 self._idle = False
-            pause = min(INTERVAL * 2**failed_writes, RETRY_LIMIT)
-            self._hurry.wait(pause)
-            self._hurry.clear()
+            if not self._hurried:
+                self._pause(min(INTERVAL * 2**failed_writes, RETRY_LIMIT))
+            self._hurried = False
             try:
                 failed_writes = 0 if self._write_batch() else min(failed_writes + 1, 10)
             except Exception as exc:  # a defect of ours costs a batch, never the thread
                 report("Pipeline._write_batch", exc)
             if self._closing and failed_writes:
                 return
+
+    def _pause(self, seconds: float) -> None:
+        """Let more spans come, unless somebody waits for those that are there."""
+        try:
+            self._calls.get(timeout=seconds)
+        except Empty:
+            pass
 
     def _write_batch(self) -> bool:
         """Encode and write what is queued, in batches; False when the sink refused."""
