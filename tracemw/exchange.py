@@ -57,6 +57,8 @@ class Connection:
                 self._end()
             if perf_counter_ns() - request.gone_at > QUICK:
                 request.returned()
+            if request.noted is not None:
+                request.noted = None  # an exception holds its frames, which hold this
         finally:
             if self._token is not None:
                 otel_context.detach(self._token)

@@ -211,7 +211,6 @@ class RequestTrace:
     @guarded()
     def returned(self) -> None:
         """Take note that the application has returned, later than it had sent the response."""
-        self.noted = None  # exceptions hold their frames, which hold us
         if not self.gone_at or self.record.late:
             return
         took = perf_counter_ns() - self.gone_at
@@ -245,9 +244,10 @@ class RequestTrace:
         self.release()
 
     def release(self) -> None:
-        """Let go of the scope or environ, which holds this: a cycle would keep both until the next collection."""
+        """Let go of what holds this, scope or environ and the frames of an exception: no cycle shall keep it."""
         self._carrier = _GONE
         self._inner = None
+        self._exception = None
 
     def _settle(self) -> None:
         """Write what is known onto the record, and onto a root span that others will see.
