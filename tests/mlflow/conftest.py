@@ -5,26 +5,27 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import cast
 
 import pytest
 
 import tracemw.mlflow
+from tests.mlflow.types import MLflow
 
 
 @pytest.fixture
-def unbridged() -> Any:
+def unbridged() -> MLflow:
     """MLflow as it is; skips where it is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return importlib.import_module("mlflow")
+            return cast(MLflow, importlib.import_module("mlflow"))
         except ModuleNotFoundError:
             pytest.skip("MLflow is not installed")
 
 
 @pytest.fixture
-def mlflow(unbridged: Any) -> Iterator[Any]:
+def mlflow(unbridged: MLflow) -> Iterator[MLflow]:
     """MLflow, bridged."""
     assert tracemw.mlflow.bridge()
     yield unbridged

@@ -11,13 +11,14 @@ import pytest
 import tracemw
 from tests.adapters.trees import root, tree
 from tests.mlflow.test_bridge_tree import asgi
+from tests.mlflow.types import MLflow
 from tests.request.drive import ask, http_scope
 from tracemw.testing import capture_traces
 
 HEADERS = [(b"x-session-id", b"from-header"), (b"x-user-id", b"jane"), (b"x-request-id", b"r-1")]
 
 
-def test_update_current_trace_of_mlflow_s(mlflow: Any) -> None:
+def test_update_current_trace_of_mlflow_s(mlflow: MLflow) -> None:
     """All that it takes, below a span of MLflow's, below one of ours, and directly in the request."""
 
     def handle() -> str:
@@ -47,7 +48,7 @@ def test_update_current_trace_of_mlflow_s(mlflow: Any) -> None:
     assert tree(trace) == {"GET": {"ours": {"theirs": {}}}}
 
 
-def test_session_and_user_as_arguments(mlflow: Any) -> None:
+def test_session_and_user_as_arguments(mlflow: MLflow) -> None:
     """Where this MLflow has them (since 3.12); what code says wins over the header."""
     import inspect
 
@@ -62,7 +63,7 @@ def test_session_and_user_as_arguments(mlflow: Any) -> None:
     assert (metadata["mlflow.trace.session"], metadata["mlflow.trace.user"]) == ("s", "u")
 
 
-def test_ours_inside_of_mlflow_s(mlflow: Any) -> None:
+def test_ours_inside_of_mlflow_s(mlflow: MLflow) -> None:
     """`tracemw.update_current_trace` works in a function with `@mlflow.trace`, in a request or not."""
 
     @mlflow.trace
@@ -82,7 +83,7 @@ def test_ours_inside_of_mlflow_s(mlflow: Any) -> None:
         assert trace.search_spans(name="work")[0].get_attribute("k") == 1
 
 
-def test_mlflow_sees_what_we_know(mlflow: Any) -> None:
+def test_mlflow_sees_what_we_know(mlflow: MLflow) -> None:
     """The trace's tags, metadata and ids, by MLflow's own table; the root's name and parent."""
     from tracemw._mlflow_table import Manager
 
@@ -111,7 +112,7 @@ def test_mlflow_sees_what_we_know(mlflow: Any) -> None:
     assert trace.info.tags == {"mlflow.traceName": "GET", "set": "by id"}
 
 
-def test_the_request_s_root_as_mlflow_s_current_span(mlflow: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_request_s_root_as_mlflow_s_current_span(mlflow: MLflow, caplog: pytest.LogCaptureFixture) -> None:
     """What is set on it is on the root; it ends with the request, whoever calls `end`."""
 
     def handle() -> None:
@@ -135,7 +136,7 @@ def test_the_request_s_root_as_mlflow_s_current_span(mlflow: Any, caplog: pytest
     assert span.attributes["http.response.status_code"] == 200
 
 
-def test_refused_as_mlflow_refuses(mlflow: Any) -> None:
+def test_refused_as_mlflow_refuses(mlflow: MLflow) -> None:
     """A state that is none, a preview that is no text: MLflow's own error, and nothing is changed."""
     with capture_traces() as traces:
         with mlflow.start_span("root"):
@@ -146,7 +147,7 @@ def test_refused_as_mlflow_refuses(mlflow: Any) -> None:
     assert traces[0].info.tags == {"mlflow.traceName": "root"}
 
 
-def test_an_invalid_session_is_left_out(mlflow: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_session_is_left_out(mlflow: MLflow, caplog: pytest.LogCaptureFixture) -> None:
     """As in our own `update_current_trace`: said, not shortened."""
     with capture_traces() as traces:
         with mlflow.start_span("root"):
@@ -156,7 +157,7 @@ def test_an_invalid_session_is_left_out(mlflow: Any, caplog: pytest.LogCaptureFi
     assert "session" in caplog.text
 
 
-def test_values_that_are_no_text(mlflow: Any) -> None:
+def test_values_that_are_no_text(mlflow: MLflow) -> None:
     """They are stored as their text."""
     with capture_traces() as traces:
         with mlflow.start_span("root"):
@@ -165,7 +166,7 @@ def test_values_that_are_no_text(mlflow: Any) -> None:
     assert traces[0].info.trace_metadata["none"] == "None"
 
 
-def test_mlflow_tracing_context(mlflow: Any) -> None:
+def test_mlflow_tracing_context(mlflow: MLflow) -> None:
     """What it says of the traces begun inside is said of our request's, too; later words win (since 3.11)."""
     if not hasattr(mlflow.tracing, "context"):
         pytest.skip("came with 3.11")
@@ -195,7 +196,7 @@ def test_mlflow_tracing_context(mlflow: Any) -> None:
         assert trace.info.trace_metadata["mlflow.trace.session"] == "s"
 
 
-def test_our_context_around_mlflow_s_traces(mlflow: Any) -> None:
+def test_our_context_around_mlflow_s_traces(mlflow: MLflow) -> None:
     """`tracemw.context` says what traces of MLflow's have in common, too."""
     with capture_traces() as traces:
         with tracemw.context(session_id="s", tags={"t": "1"}):
@@ -205,12 +206,14 @@ def test_our_context_around_mlflow_s_traces(mlflow: Any) -> None:
     assert traces[0].info.trace_metadata["mlflow.trace.session"] == "s"
 
 
-def test_after_the_root_has_ended(mlflow: Any) -> None:
+def test_after_the_root_has_ended(mlflow: MLflow) -> None:
     """A background task's update patches the stored trace, and its spans are added to it."""
-    fastapi = pytest.importorskip("fastapi")
+    pytest.importorskip("fastapi")
+    from fastapi import BackgroundTasks, FastAPI
+
     from tests.adapters.trees import get
 
-    app = fastapi.FastAPI()
+    app = FastAPI()
     app.add_middleware(tracemw.TraceMiddleware)
 
     @mlflow.trace
@@ -221,7 +224,7 @@ def test_after_the_root_has_ended(mlflow: Any) -> None:
         tasks.add_task(later)
         return "x"
 
-    handler.__annotations__["tasks"] = fastapi.BackgroundTasks
+    handler.__annotations__["tasks"] = BackgroundTasks
     app.get("/")(handler)
     with capture_traces() as traces:
         assert get(app, "/").status == 200
@@ -230,7 +233,7 @@ def test_after_the_root_has_ended(mlflow: Any) -> None:
     assert [s.name for s in trace.data.spans if s.name == "later"] == ["later"]
 
 
-def test_redaction_and_bounds(mlflow: Any) -> None:
+def test_redaction_and_bounds(mlflow: MLflow) -> None:
     """Inputs and outputs of MLflow's spans are recorded within our bounds; secrets are masked before that."""
 
     class Fails:
@@ -252,7 +255,7 @@ def test_redaction_and_bounds(mlflow: Any) -> None:
     assert "secret" not in traces[0].to_json()
 
 
-def test_span_processors(mlflow: Any) -> None:
+def test_span_processors(mlflow: MLflow) -> None:
     """Both MLflow's and ours see MLflow's spans before they are stored, and may change them."""
 
     def mask(span: Any) -> None:
@@ -274,7 +277,7 @@ def test_span_processors(mlflow: Any) -> None:
     assert trace.info.request_preview == '{"masked": true}'
 
 
-def test_status(mlflow: Any) -> None:
+def test_status(mlflow: MLflow) -> None:
     """OK unless an error is recorded; what comes last counts, an exception after OK too."""
     with capture_traces() as traces:
         with mlflow.start_span("plain") as span:
@@ -298,7 +301,7 @@ def test_status(mlflow: Any) -> None:
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_a_caller_s_trace_is_linked_never_continued(
-    mlflow: Any, trusted: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    mlflow: MLflow, trusted: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever the caller is: nothing is lost, nothing raised; that a trusted one is not continued is said once."""
     from tracemw import guard
@@ -325,7 +328,7 @@ def test_a_caller_s_trace_is_linked_never_continued(
     assert len([r for r in caplog.records if "trust_traceparent" in r.getMessage()]) == trusted
 
 
-def test_mlflow_s_own_way_to_take_up_a_caller_s_trace(mlflow: Any) -> None:
+def test_mlflow_s_own_way_to_take_up_a_caller_s_trace(mlflow: MLflow) -> None:
     """In a request it changes nothing: the trace is the request's. Outside, ours continues the caller's."""
     if not hasattr(mlflow.tracing, "set_tracing_context_from_http_request_headers"):
         pytest.skip("came with 3.9")
@@ -350,7 +353,7 @@ def test_mlflow_s_own_way_to_take_up_a_caller_s_trace(mlflow: Any) -> None:
     assert in_request.info.tags["a"] == outside.info.tags["a"] == "b"
 
 
-def test_a_plain_opentelemetry_trace(mlflow: Any) -> None:
+def test_a_plain_opentelemetry_trace(mlflow: MLflow) -> None:
     """Of a trace that nobody of us records MLflow's functions say nothing, and raise nothing."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import use_span
@@ -365,7 +368,7 @@ def test_a_plain_opentelemetry_trace(mlflow: Any) -> None:
     assert trace.info.tags == {"mlflow.traceName": "ours", "c": "d"}
 
 
-def test_links(mlflow: Any) -> None:
+def test_links(mlflow: MLflow) -> None:
     """Links of MLflow's spans are stored (since 3.13)."""
     import inspect
 
@@ -379,7 +382,7 @@ def test_links(mlflow: Any) -> None:
     assert (found.trace_id, found.span_id) == ("tr-" + "ab" * 16, "cd" * 8)
 
 
-def test_a_destination_of_mlflow_s_costs_no_span(mlflow: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_destination_of_mlflow_s_costs_no_span(mlflow: MLflow, caplog: pytest.LogCaptureFixture) -> None:
     """Where traces go is our setting; an experiment named for a function below another loses it in MLflow."""
     location = mlflow.entities.trace_location.MlflowExperimentLocation("5")
 
@@ -394,7 +397,7 @@ def test_a_destination_of_mlflow_s_costs_no_span(mlflow: Any, caplog: pytest.Log
     assert caplog.records == []
 
 
-def test_imported_traces(mlflow: Any) -> None:
+def test_imported_traces(mlflow: MLflow) -> None:
     """`mlflow.log_trace` and `mlflow.add_trace` make traces of ours."""
     warnings.simplefilter("ignore", FutureWarning)  # that log_trace will go
     with capture_traces() as traces:

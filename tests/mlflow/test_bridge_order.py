@@ -20,6 +20,7 @@ from tests.adapters import apps
 from tests.adapters.test_order import SITES, check, orders
 from tests.adapters.trees import get, tree, trees, wsgi_get
 from tests.adapters.versions import FASTAPI, streams_generators
+from tests.mlflow.types import MLflow
 from tracemw.testing import capture_traces
 
 
@@ -123,7 +124,7 @@ def module(path: Path, name: str, source: str) -> Any:
     return made
 
 
-def test_modules_imported_before(tmp_path: Path, unbridged: Any) -> None:
+def test_modules_imported_before(tmp_path: Path, unbridged: MLflow) -> None:
     """Functions of a module are found by their name, or their decorators are read in the source."""
     pytest.importorskip("fastapi")
     app = module(tmp_path, "imported_before", FASTAPI_MODULE).app
@@ -145,7 +146,7 @@ def test_modules_imported_before(tmp_path: Path, unbridged: Any) -> None:
         del sys.modules["imported_before"]
 
 
-def test_closures_decorated_before(tmp_path: Path, unbridged: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_closures_decorated_before(tmp_path: Path, unbridged: MLflow, caplog: pytest.LogCaptureFixture) -> None:
     """In a factory only the source tells; what it does not tell is said."""
     pytest.importorskip("flask")
     made = module(tmp_path, "factory_before", FLASK_FACTORY)
@@ -164,7 +165,7 @@ def test_closures_decorated_before(tmp_path: Path, unbridged: Any, caplog: pytes
         del sys.modules["factory_before"]
 
 
-def test_the_bridge_comes_while_the_application_serves(tmp_path: Path, unbridged: Any) -> None:
+def test_the_bridge_comes_while_the_application_serves(tmp_path: Path, unbridged: MLflow) -> None:
     """Requests after it have their handler spans."""
     pytest.importorskip("fastapi")
     app = module(tmp_path, "serves_already", FASTAPI_MODULE).app
@@ -179,10 +180,12 @@ def test_the_bridge_comes_while_the_application_serves(tmp_path: Path, unbridged
         del sys.modules["serves_already"]
 
 
-def test_both_decorators_on_one_handler(mlflow: Any) -> None:
+def test_both_decorators_on_one_handler(mlflow: MLflow) -> None:
     """Above the route decorator there is one span: what is called is the handler, and ours was there first."""
-    fastapi = pytest.importorskip("fastapi")
-    app = fastapi.FastAPI()
+    pytest.importorskip("fastapi")
+    from fastapi import FastAPI
+
+    app = FastAPI()
     app.add_middleware(tracemw.TraceMiddleware)
 
     @mlflow.trace(name="theirs")
@@ -203,10 +206,12 @@ def test_both_decorators_on_one_handler(mlflow: Any) -> None:
     assert trees(traces) == [{"GET /both": {"ours": {}}}, {"GET /twice": {"inner": {}}}]
 
 
-def test_called_directly_it_is_one_span(mlflow: Any) -> None:
+def test_called_directly_it_is_one_span(mlflow: MLflow) -> None:
     """A handler that Python code calls by its name."""
-    flask = pytest.importorskip("flask")
-    app = flask.Flask("site")
+    pytest.importorskip("flask")
+    from flask import Flask
+
+    app = Flask("site")
     tracemw.instrument(app)
 
     @mlflow.trace
@@ -220,9 +225,10 @@ def test_called_directly_it_is_one_span(mlflow: Any) -> None:
     assert trees(traces) == [{"GET /": {"handler": {}}}, {"handler": {}}]
 
 
-def test_methods(mlflow: Any) -> None:
+def test_methods(mlflow: MLflow) -> None:
     """Class-based views: methods, above and below `@classmethod` and `@staticmethod`."""
-    flask = pytest.importorskip("flask")
+    pytest.importorskip("flask")
+    from flask import Flask
     from flask.views import MethodView
 
     class Item(MethodView):
@@ -240,7 +246,7 @@ def test_methods(mlflow: Any) -> None:
         def by_none() -> str:
             return "b"
 
-    app = flask.Flask("site")
+    app = Flask("site")
     tracemw.instrument(app)
     app.add_url_rule("/", view_func=Item.as_view("item"))
     with capture_traces() as traces:
@@ -248,7 +254,7 @@ def test_methods(mlflow: Any) -> None:
     assert tree(traces[0]) == {"GET /": {"get": {"by_class": {}, "by_none": {}}}}
 
 
-def test_the_decorator_itself(mlflow: Any) -> None:
+def test_the_decorator_itself(mlflow: MLflow) -> None:
     """While bridged it takes what MLflow's takes, refuses what it refuses, and returns what it returns."""
     import inspect
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.mlflow.backend import backend
+from tests.mlflow.types import MLflow
 from tracemw.store import open_store
 
 PREPARE = """
@@ -60,8 +61,8 @@ print(spent)
 """
 
 
-def test_nothing_is_asked_of_mlflow_s_server_and_nothing_sent(unbridged: Any, tmp_path: Path) -> None:
-    """Where MLflow alone asks for the experiment with each root, and sends each trace: a trace is delivered once."""
+def test_nothing_is_asked_of_mlflow_s_server_and_nothing_sent(unbridged: MLflow, tmp_path: Path) -> None:
+    """Where MLflow alone asks for the experiment and sends each trace: a trace is delivered once."""
     with backend() as server:
         variables = {"MLFLOW_TRACKING_URI": server.url, "MLFLOW_EXPERIMENT_ID": "1"}
         run(MANY, tmp_path / "bridged.db", "bridge", **variables)
@@ -71,7 +72,7 @@ def test_nothing_is_asked_of_mlflow_s_server_and_nothing_sent(unbridged: Any, tm
     assert len(stored(tmp_path / "bridged.db")) == 50
 
 
-def test_a_server_that_is_down_costs_no_time(unbridged: Any, tmp_path: Path) -> None:
+def test_a_server_that_is_down_costs_no_time(unbridged: MLflow, tmp_path: Path) -> None:
     """Neither while traces are made nor at the end of the process."""
     variables = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_EXPERIMENT_NAME": "app"}
     assert float(run(MANY, tmp_path / "t.db", "bridge", **variables)) < 2
@@ -117,7 +118,7 @@ check("flushed")
 
 @pytest.mark.parametrize("provider", ["", "provider"])
 @pytest.mark.parametrize("mode", ["true", "false"])
-def test_settings_of_mlflow_s_afterwards(unbridged: Any, tmp_path: Path, provider: str, mode: str) -> None:
+def test_settings_of_mlflow_s_afterwards(unbridged: MLflow, tmp_path: Path, provider: str, mode: str) -> None:
     """They do not break the bridge, and the application's global provider is never touched.
 
     Also where MLflow was told to share that provider: it would set it to None with a new experiment.
@@ -156,8 +157,8 @@ for number in range(5):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fork(unbridged: Any, tmp_path: Path) -> None:
-    """Everything that either process has traced is there, once; what the parent had open is the parent's to end."""
+def test_fork(unbridged: MLflow, tmp_path: Path) -> None:
+    """All that either process has traced is there, once; what the parent had open is the parent's to end."""
     run(FORK, tmp_path / "t.db", "bridge")
     traces = stored(tmp_path / "t.db")
     named = sorted(t.row.tags["name"] for t in traces if t.row.name != "open")
@@ -177,7 +178,7 @@ mlflow.flush_trace_async_logging()
 """
 
 
-def test_bridged_after_the_first_span(unbridged: Any, tmp_path: Path) -> None:
+def test_bridged_after_the_first_span(unbridged: MLflow, tmp_path: Path) -> None:
     """What MLflow had begun goes where it would have gone; what comes then is ours."""
     with backend() as server:
         run(LATE, tmp_path / "t.db", "destination", MLFLOW_TRACKING_URI=server.url)
@@ -197,7 +198,7 @@ print(mlflow.get_last_active_trace_id())
 """
 
 
-def test_mlflow_s_exporter_on_the_global_provider(unbridged: Any, tmp_path: Path) -> None:
+def test_mlflow_s_exporter_on_the_global_provider(unbridged: MLflow, tmp_path: Path) -> None:
     """That cannot be taken away again: the bridge says so and changes nothing."""
     with backend() as server:
         printed = run(
@@ -238,7 +239,7 @@ json.dump([[s.name, s.context.span_id, s.parent and s.parent.span_id] for s in e
 """
 
 
-def test_the_application_s_own_provider(unbridged: Any, tmp_path: Path) -> None:
+def test_the_application_s_own_provider(unbridged: MLflow, tmp_path: Path) -> None:
     """Joined, its exporters get whole trees; of an excluded request what they got without us: its own spans."""
     exported = json.loads(run(JOINED, tmp_path / "t.db", "bridge", PYTHONPATH=str(Path(__file__).parents[2])))
     names = {span_id: name for name, span_id, _ in exported}
@@ -284,7 +285,7 @@ json.dump(seen, sys.stdout)
 """
 
 
-def test_without_the_bridge_mlflow_is_not_disturbed(unbridged: Any, tmp_path: Path) -> None:
+def test_without_the_bridge_mlflow_is_not_disturbed(unbridged: MLflow, tmp_path: Path) -> None:
     """Its traces and ours are apart, each goes its own way, and nothing of MLflow's is replaced."""
     with backend() as server:
         printed = run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -13,11 +13,12 @@ import pytest
 import tracemw
 from tests.adapters.trees import root, tree
 from tests.mlflow.test_bridge_tree import asgi
+from tests.mlflow.types import MLflow
 from tests.request.drive import ask, http_scope
 from tracemw.testing import capture_traces
 
 
-def numbers(mlflow: Any, **options: Any) -> Any:
+def numbers(mlflow: MLflow, **options: Any) -> Any:
     """A traced generator with a span inside."""
 
     @mlflow.trace(**options)
@@ -30,7 +31,7 @@ def numbers(mlflow: Any, **options: Any) -> Any:
     return stream
 
 
-def test_a_generator_read_to_its_end(mlflow: Any) -> None:
+def test_a_generator_read_to_its_end(mlflow: MLflow) -> None:
     """One span, current while the generator's own code runs; chunks are events; the output is their list."""
     from opentelemetry import trace as otel
 
@@ -47,7 +48,7 @@ def test_a_generator_read_to_its_end(mlflow: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped", "left by a loop"])
-def test_a_generator_closed_early(mlflow: Any, how: str) -> None:
+def test_a_generator_closed_early(mlflow: MLflow, how: str) -> None:
     """It is stored when it is closed, with what it has yielded; MLflow alone would lose the whole trace."""
     with capture_traces() as traces:
         stream = numbers(mlflow)(5)
@@ -72,7 +73,7 @@ def test_a_generator_closed_early(mlflow: Any, how: str) -> None:
     assert trace.info.state == "STATE_UNSPECIFIED"
 
 
-def test_a_generator_that_fails(mlflow: Any) -> None:
+def test_a_generator_that_fails(mlflow: MLflow) -> None:
     """The exception is recorded once, raised on, and makes the trace's state."""
 
     @mlflow.trace
@@ -90,7 +91,7 @@ def test_a_generator_that_fails(mlflow: Any) -> None:
     assert trace.info.state == "ERROR"
 
 
-def test_more_chunks_than_opentelemetry_keeps_events(mlflow: Any) -> None:
+def test_more_chunks_than_opentelemetry_keeps_events(mlflow: MLflow) -> None:
     """The first hundred are events, their number is said, the output has all; what comes after has room."""
 
     @mlflow.trace
@@ -111,11 +112,11 @@ def test_more_chunks_than_opentelemetry_keeps_events(mlflow: Any) -> None:
     assert root(read).outputs == list(range(300))
 
 
-def test_asynchronous_generators(mlflow: Any) -> None:
+def test_asynchronous_generators(mlflow: MLflow) -> None:
     """Read to the end, closed, left by a cancelled task, and left behind by the loop."""
 
     @mlflow.trace
-    async def stream(name: str) -> AsyncIterator[int]:
+    async def stream(name: str) -> AsyncGenerator[int, None]:
         for number in range(3):
             yield number
             await asyncio.sleep(0)
@@ -152,7 +153,7 @@ def test_asynchronous_generators(mlflow: Any) -> None:
     }
 
 
-def test_a_stream_as_the_body_of_a_response(mlflow: Any) -> None:
+def test_a_stream_as_the_body_of_a_response(mlflow: MLflow) -> None:
     """The generator's span is the root's child; what it streams is the preview of the response."""
     responses = pytest.importorskip("starlette.responses")
 
@@ -171,7 +172,7 @@ def test_a_stream_as_the_body_of_a_response(mlflow: Any) -> None:
     assert (trace.info.request_preview, trace.info.response_preview) == ('{"count": 3}', '"012"')
 
 
-def test_a_client_that_goes_away(mlflow: Any) -> None:
+def test_a_client_that_goes_away(mlflow: MLflow) -> None:
     """The stream's span is stored with what was sent, and the request is no error."""
     responses = pytest.importorskip("starlette.responses")
 
@@ -211,7 +212,7 @@ def test_a_client_that_goes_away(mlflow: Any) -> None:
 
 
 @pytest.mark.parametrize("where", ["function", "block"])
-def test_a_cancelled_task(mlflow: Any, where: str) -> None:
+def test_a_cancelled_task(mlflow: MLflow, where: str) -> None:
     """No error, and not OK either; the span ends when the task does."""
 
     @mlflow.trace
@@ -234,7 +235,7 @@ def test_a_cancelled_task(mlflow: Any, where: str) -> None:
     assert trace.info.execution_duration is not None and trace.info.execution_duration < 5_000
 
 
-def test_spans_in_code_that_handles_a_cancellation(mlflow: Any) -> None:
+def test_spans_in_code_that_handles_a_cancellation(mlflow: MLflow) -> None:
     """What is begun and ended while something else is being cancelled is not cancelled itself."""
 
     @mlflow.trace
@@ -252,7 +253,7 @@ def test_spans_in_code_that_handles_a_cancellation(mlflow: Any) -> None:
     assert traces[0].info.state == "OK"
 
 
-def test_spans_that_nobody_ends(mlflow: Any) -> None:
+def test_spans_that_nobody_ends(mlflow: MLflow) -> None:
     """When nobody can end it any more a span is stored as it is; in a request it keeps nothing waiting."""
 
     def handle() -> str:
@@ -267,7 +268,7 @@ def test_spans_that_nobody_ends(mlflow: Any) -> None:
     assert trace.search_spans(name="forgotten")[0].inputs == {"a": 1}
 
 
-def test_nothing_is_left_behind(mlflow: Any) -> None:
+def test_nothing_is_left_behind(mlflow: MLflow) -> None:
     """Neither in MLflow's table nor in ours, whatever has happened; with thousands of traces at once, too."""
     from tracemw import record
     from tracemw._mlflow_spans import held, live
@@ -289,7 +290,7 @@ def test_nothing_is_left_behind(mlflow: Any) -> None:
     assert len(record._alive) < 1500
 
 
-def test_the_clock_may_be_set(mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_may_be_set(mlflow: MLflow, monkeypatch: pytest.MonkeyPatch) -> None:
     """A span's duration is counted by a clock that nobody sets; a time that is given counts."""
     with capture_traces() as traces:
         with mlflow.start_span("set back"):

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tracemw
+import tracemw.mlflow
 from tests.adapters.trees import get, root, tree, trees, wsgi_get
+from tests.mlflow.types import MLflow
 from tests.request.drive import ask, http_scope
 from tracemw.testing import capture_traces
 
@@ -32,7 +33,7 @@ def asgi(handle: Any) -> Any:
     return tracemw.TraceMiddleware(app)
 
 
-def test_one_tree_under_the_request_s_root(mlflow: Any) -> None:
+def test_one_tree_under_the_request_s_root(mlflow: MLflow) -> None:
     """Decorator, block, span without context, and ours: each is below the one that was current."""
 
     @mlflow.trace(span_type="RETRIEVER", attributes={"index": "docs", "k": 3})
@@ -61,7 +62,7 @@ def test_one_tree_under_the_request_s_root(mlflow: Any) -> None:
     assert trace.info.response_preview == '["a"]'
 
 
-def test_our_own_traced_function_below_mlflow_s_and_above(mlflow: Any) -> None:
+def test_our_own_traced_function_below_mlflow_s_and_above(mlflow: MLflow) -> None:
     """Both decorators, in either order, on functions that call each other and on one function."""
 
     @tracemw.trace
@@ -83,17 +84,18 @@ def test_our_own_traced_function_below_mlflow_s_and_above(mlflow: Any) -> None:
     assert trees(traces) == [{"theirs": {"ours": {"both": {"both": {}}}}}, {"ours": {"both": {"both": {}}}}]
 
 
-def test_a_request_without_mlflow_s_spans_is_as_ever(mlflow: Any) -> None:
+def test_a_request_without_mlflow_s_spans_is_as_ever(mlflow: MLflow) -> None:
     """The bridge adds nothing to it."""
     with capture_traces() as traces:
         ask(asgi(lambda: "plain"))
     (trace,) = traces
     assert tree(trace) == {"GET": {}}
-    assert not [key for key in root(trace).attributes if key.startswith("mlflow.") and key != "mlflow.traceRequestId"]
+    theirs = [key for key in root(trace).attributes if key.startswith("mlflow.")]
+    assert theirs == ["mlflow.traceRequestId"]
 
 
-def test_traces_begun_outside_of_requests_come_to_us(mlflow: Any) -> None:
-    """A root of MLflow's is a trace in our store: state, previews, times, process metadata, the last trace's id."""
+def test_traces_begun_outside_of_requests_come_to_us(mlflow: MLflow) -> None:
+    """A root of MLflow's is a trace in our store: state, previews, times, process metadata, the last id."""
 
     @mlflow.trace(name="job", span_type="CHAIN")
     def job(number: int) -> int:
@@ -118,7 +120,7 @@ def test_traces_begun_outside_of_requests_come_to_us(mlflow: Any) -> None:
     assert root(bad).status.description == "ValueError: negative"
 
 
-def test_coroutines_keep_their_own_spans(mlflow: Any) -> None:
+def test_coroutines_keep_their_own_spans(mlflow: MLflow) -> None:
     """Tasks of one request run interleaved, and each span has its own task's parent."""
 
     @mlflow.trace
@@ -148,7 +150,7 @@ def test_coroutines_keep_their_own_spans(mlflow: Any) -> None:
         assert branch_span.parent_id == root(trace).span_id
 
 
-def test_threads_that_carry_the_context(mlflow: Any) -> None:
+def test_threads_that_carry_the_context(mlflow: MLflow) -> None:
     """`contextvars.copy_context` carries MLflow's current span, as MLflow has it, and so do our helpers."""
 
     @mlflow.trace
@@ -174,7 +176,7 @@ def test_threads_that_carry_the_context(mlflow: Any) -> None:
     assert found == dict.fromkeys(("copied", "ours", "propagated"), parent.span_id)
 
 
-def test_a_thread_without_the_context_begins_a_trace_of_its_own(mlflow: Any) -> None:
+def test_a_thread_without_the_context_begins_a_trace_of_its_own(mlflow: MLflow) -> None:
     """As with MLflow alone."""
 
     @mlflow.trace
@@ -189,7 +191,7 @@ def test_a_thread_without_the_context_begins_a_trace_of_its_own(mlflow: Any) -> 
     assert sorted(map(str, trees(traces))) == ["{'parent': {}}", "{'work': {}}"]
 
 
-def test_what_is_current_afterwards_is_what_was_before(mlflow: Any) -> None:
+def test_what_is_current_afterwards_is_what_was_before(mlflow: MLflow) -> None:
     """Also when the block raises, and for OpenTelemetry's own view of it."""
     from opentelemetry import context, trace
 
@@ -204,10 +206,12 @@ def test_what_is_current_afterwards_is_what_was_before(mlflow: Any) -> None:
     assert mlflow.get_current_active_span() is None
 
 
-def test_wsgi(mlflow: Any) -> None:
+def test_wsgi(mlflow: MLflow) -> None:
     """The same in a Flask view, and in the generator that it streams."""
-    flask = pytest.importorskip("flask")
-    app = flask.Flask("site")
+    pytest.importorskip("flask")
+    from flask import Flask
+
+    app = Flask("site")
     tracemw.instrument(app)
 
     @mlflow.trace
@@ -226,10 +230,12 @@ def test_wsgi(mlflow: Any) -> None:
     assert {s.parent_id for s in trace.search_spans(name="part")} == {root(trace).span_id}
 
 
-def test_fastapi_handler(mlflow: Any) -> None:
+def test_fastapi_handler(mlflow: MLflow) -> None:
     """The guide's example: the decorator below the route, the trace updated inside."""
-    fastapi = pytest.importorskip("fastapi")
-    app = fastapi.FastAPI()
+    pytest.importorskip("fastapi")
+    from fastapi import FastAPI
+
+    app = FastAPI()
     app.add_middleware(tracemw.TraceMiddleware)
 
     @app.get("/items/{number}")
@@ -246,15 +252,18 @@ def test_fastapi_handler(mlflow: Any) -> None:
     assert (trace.info.request_preview, trace.info.response_preview) == ('{"number": 3}', '{"answer": 3}')
 
 
-def test_a_handler_s_exception_that_the_framework_answers(mlflow: Any) -> None:
+def test_a_handler_s_exception_that_the_framework_answers(mlflow: MLflow) -> None:
     """It is on the handler's span; on the root only when the answer is a 5xx."""
-    fastapi = pytest.importorskip("fastapi")
-    app = fastapi.FastAPI()
+    pytest.importorskip("fastapi")
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse
+
+    app = FastAPI()
     app.add_middleware(tracemw.TraceMiddleware)
 
     @app.exception_handler(LookupError)
     async def answer(request: Any, exc: Exception) -> Any:
-        return fastapi.responses.JSONResponse({}, status_code=int(str(exc.args[0])))
+        return JSONResponse({}, status_code=int(str(exc.args[0])))
 
     @app.get("/fail/{code}")
     @mlflow.trace
@@ -272,7 +281,7 @@ def test_a_handler_s_exception_that_the_framework_answers(mlflow: Any) -> None:
 
 
 Node = tuple[str, list[Any]]
-nodes = st.recursive(
+nodes: st.SearchStrategy[Node] = st.recursive(
     st.tuples(st.sampled_from(["ours", "theirs", "detached", "otel"]), st.just([])),
     lambda below: st.tuples(st.sampled_from(["ours", "theirs", "otel"]), st.lists(below, max_size=3)),
     max_leaves=8,
@@ -322,7 +331,7 @@ def test_any_nesting_is_one_tree(forest: list[Node], request: bool) -> None:
     assert trees(traces) == [wanted]
 
 
-def test_excluded_unsampled_and_switched_off(mlflow: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_excluded_unsampled_and_switched_off(mlflow: MLflow, caplog: pytest.LogCaptureFixture) -> None:
     """Where nothing is recorded, nothing of MLflow's is either, and nothing is complained of."""
     seen: list[Any] = []
 
@@ -349,7 +358,7 @@ def test_excluded_unsampled_and_switched_off(mlflow: Any, caplog: pytest.LogCapt
     assert [r.getMessage() for r in caplog.records if r.levelname != "DEBUG"] == []
 
 
-def test_unsampled_traces_of_mlflow_s_own(mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsampled_traces_of_mlflow_s_own(mlflow: MLflow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below a root that was left out nothing is recorded; `sampling_ratio_override` and its variable count."""
 
     @mlflow.trace
