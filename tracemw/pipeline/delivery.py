@@ -58,6 +58,7 @@ class Deliverer:
 
     def _reset(self) -> None:
         """Start anew, without what belongs to another process (after a fork) or nobody."""
+        self._pid = os.getpid()
         self._courier = Courier(self._store, self._destination)
         self._wake = threading.Event()
         self._hurry = threading.Event()
@@ -68,6 +69,8 @@ class Deliverer:
 
     def notify(self) -> None:
         """Something was queued for delivery: start the thread, or wake it."""
+        if self._pid != os.getpid():  # a fork that Python was not told of
+            self._reset()
         self._wake.set()
         if self._thread is None:
             with self._lock:
@@ -260,7 +263,7 @@ def _deliver(
 
 
 def check(destination: str) -> tuple[bool, str]:
-    """Ask a destination whether it will do; sends no trace.
+    """Ask a destination whether it will do; sends no trace, but makes an MLflow experiment that is not there.
 
     Returns:
         Whether traces can be delivered, and a line that says what is there or what is wrong with it.

@@ -16,6 +16,7 @@ import os
 import re
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -132,6 +133,7 @@ class Mlflow:
 
     def _encoded(self, traces: Iterable[StoredTrace]) -> Iterator[Encoded | Result]:
         for trace in traces:
+            time.sleep(0)  # lets a waiting request have the interpreter
             try:
                 yield Encoded(trace, self._encode(trace))
             except (ValueError, TypeError, KeyError, AttributeError) as exc:
@@ -266,6 +268,8 @@ class Server:
                         trouble = trouble or result
         finally:
             pending.clear()
+            for worker in workers:  # who stops early must not find a connection in use the next time
+                worker.join()
         if trouble is not None:
             raise trouble
 

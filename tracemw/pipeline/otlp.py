@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import ssl
+import time
 import zlib
 from collections.abc import Container, Generator, Sequence
 from importlib.metadata import version
@@ -70,6 +71,7 @@ class Otlp:
         """Send spans; of a trace that was sent before, as far as is known, only those that are new or changed."""
         items = []
         for trace in traces:
+            time.sleep(0)  # lets a waiting request have the interpreter
             spans = self._unsent(trace)
             try:
                 if spans:
