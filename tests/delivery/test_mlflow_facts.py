@@ -165,11 +165,13 @@ def test_the_servers_own_tags_are_not_sent() -> None:
 
 def test_what_goes_as_attributes_of_the_root_alone() -> None:
     """Tags win over metadata of the same name; text that looks like JSON is read as the text it is."""
-    row = trace_row(1, metadata={"a": "metadata", "j": '{"x": 1}', "b c!": "d"}, tags={"a": "tag"})
+    metadata = {"a": "metadata", "j": '{"x": 1}', "b c!": "d", "mlflow.source.name": "app"}
+    row = trace_row(1, metadata=metadata, tags={"a": "tag"})
     found = facts.on_the_root(row)
     assert found["mlflow.traceTag.a"] == "tag"
     assert json.loads(found["mlflow.traceTag.j"]) == '{"x": 1}'
     assert found["mlflow.traceTag.b c_"] == "d"
+    assert not any("mlflow.source" in key for key in found)
     assert found["mlflow.traceTag.client_request_id"] == row.client_request_id
     assert found["mlflow.traceTag.mlflow.traceName"] == row.name
     assert json.loads(found["mlflow.spanInputs"]) == row.request_preview

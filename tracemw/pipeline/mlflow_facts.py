@@ -31,6 +31,10 @@ CUT_OFF: Final = frozenset({"disconnected", "cancelled"})  # the state says the 
 NAME_TAG: Final = "mlflow.traceName"
 # The server's own, which a client (or a trace that came from another server) must not set.
 SERVER_TAGS: Final = frozenset({"mlflow.artifactLocation", "mlflow.trace.spansLocation"})
+_METADATA_ONLY: Final = frozenset(
+    {"mlflow.trace_schema.version", "mlflow.trace.session", "mlflow.trace.user", "mlflow.source.name"}
+    | {"mlflow.source.type", "mlflow.source.git.branch", "mlflow.source.git.repoURL"}
+)
 _JSON_STARTS: Final = ("{", "[", '"')  # of text that a server would decode, and store as something else
 _NO_TAG_NAME: Final = re.compile(r"[^/\w.\- :]")
 
@@ -97,11 +101,9 @@ def on_the_root(row: TraceRow) -> dict[str, str]:
     """Return attributes of the root that the server makes tags and previews of; OTLP has no place for more.
 
     Metadata and the client's request id become tags; where a tag and a key of the metadata have the same name, the
-    tag counts.
+    tag counts. What MLflow reads from the metadata alone is left out: each tag costs its server two statements.
     """
-    wanted = metadata(row)
-    for name in ("mlflow.trace_schema.version", "mlflow.trace.session", "mlflow.trace.user"):
-        wanted.pop(name, None)
+    wanted = {key: value for key, value in metadata(row).items() if key not in _METADATA_ONLY}
     if row.client_request_id:
         wanted["client_request_id"] = row.client_request_id
     named = ((tag_name(key), value) for key, value in {**wanted, **tags(row)}.items())
