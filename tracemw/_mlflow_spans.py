@@ -22,7 +22,8 @@ from tracemw.capture import dumps
 from tracemw.failure import MESSAGE, TYPE, last_recorded, outcome_of, record_exception
 from tracemw.guard import due, guarded, logger, report
 from tracemw.record import TraceRecord, record_of
-from tracemw.scope import INPUTS, OUTCOME, OUTPUTS, SPAN_TYPE, Scope, encoded, encoded_attribute
+from tracemw.runtime import encoded, encoded_attribute, runtime
+from tracemw.scope import INPUTS, OUTCOME, OUTPUTS, SPAN_TYPE, Scope
 from tracemw.streams import CHUNK_EVENT, CHUNK_VALUE, EVENT_LIMIT, EVENT_VALUE, tell
 
 LiveSpan: Any = find("mlflow.entities.span", "LiveSpan")
@@ -89,7 +90,7 @@ class BridgedSpan(LiveSpan):  # type: ignore[misc]
         text = encoded(inputs)
         self._span.set_attribute(INPUTS, text)
         record = self._record
-        if record is not None and self._tells and record.inputs is None and not scopes.runtime().processors:
+        if record is not None and self._tells and record.inputs is None and not runtime().processors:
             record.inputs = self._previewed = text
 
     def set_outputs(self, outputs: Any) -> None:
@@ -106,7 +107,7 @@ class BridgedSpan(LiveSpan):  # type: ignore[misc]
         elif key == SPAN_TYPE and type(value) is str:
             self._span.set_attribute(key, _quoted_type(value))
         else:
-            masked = value if key.startswith("mlflow.") else scopes.runtime().redactor.value(key, value)
+            masked = value if key.startswith("mlflow.") else runtime().redactor.value(key, value)
             self._span.set_attribute(key, encoded(masked))
 
     def set_status(self, status: Any) -> None:
@@ -307,4 +308,4 @@ def _bounded(text: str) -> str:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = text
-    return dumps(value, EVENT_VALUE, scopes.runtime().redactor)
+    return dumps(value, EVENT_VALUE, runtime().redactor)

@@ -20,6 +20,7 @@ from tracemw._mlflow_spans import RECORD, BridgedSpan, NoOpSpan, live, record_on
 from tracemw._mlflow_table import hand_over
 from tracemw.guard import guarded, report
 from tracemw.record import RECORD_KEY, TraceRecord, current_record, with_record
+from tracemw.runtime import runtime
 
 SCOPE: Final = "mlflow.tracing.provider"  # the name by which MLflow's API asks for a tracer
 REQUEST_ID: Final = "mlflow.traceRequestId"
@@ -276,7 +277,7 @@ def _with_parents_record(context: Context) -> Context:
 def _rate() -> float | None:
     """Return the share of MLflow's traces to record where it says so: for a function, or by its variable."""
     override: float | None = _ratio_override.get()
-    if override is None and _ratio is not None and scopes.runtime().rate is None:
+    if override is None and _ratio is not None and runtime().rate is None:
         override = _ratio.get()
     return override
 

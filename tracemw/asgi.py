@@ -59,7 +59,7 @@ class TraceMiddleware:
         self._active = True
         self._covered_by: Any = None  # whoever opens the traces of our requests and needs nothing from us
         try:
-            config.settings().override(options)
+            config.settings().for_application(options)
             config.process_metadata()
             config.install_exit_hooks()
         except SettingError as exc:
@@ -175,7 +175,7 @@ class TraceMiddleware:
         """Make the tracer of the settings that are in force now."""
         generation = config.generation()
         self._prepare(scope)
-        settings = config.settings().override(self._options)
+        settings = config.settings().for_application(self._options)
         provider.tracer()
         self._tracer = RequestTracer(settings, self._attached.if_found())
         self._generation = generation

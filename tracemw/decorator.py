@@ -14,7 +14,8 @@ from tracemw.binding import ArgumentNames
 from tracemw.errors import TracemwError
 from tracemw.failure import last_recorded
 from tracemw.guard import report
-from tracemw.scope import DESCRIPTION, FUNCTION_NAME, INPUTS, LOG_LEVEL, OUTPUTS, SPAN_TYPE, Runtime, Scope
+from tracemw.runtime import Runtime, encoded, encoded_attribute, runtime
+from tracemw.scope import DESCRIPTION, FUNCTION_NAME, INPUTS, LOG_LEVEL, OUTPUTS, SPAN_TYPE, Scope
 
 if TYPE_CHECKING:
     from tracemw.record import TraceRecord
@@ -179,14 +180,14 @@ class Plan:
 
     def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Begin the span of a call."""
-        now = scopes.runtime()
+        now = runtime()
         if now is not self._runtime:
             self._compile(now)
         attributes, inputs = self._base, None
         if now.capture_inputs:
             arguments = self._arguments.bind(args, kwargs)
             if arguments is not None:
-                inputs = scopes.encoded(arguments)
+                inputs = encoded(arguments)
                 attributes = {**attributes, INPUTS: inputs}
         scope = scopes.open_scope(self.name, attributes, links=self._links, rate=self.options.rate)
         return None if scope is None else Call(self, scope, inputs, now)
@@ -197,16 +198,16 @@ class Plan:
 
         options = self.options
         base: dict[str, Any] = {
-            SPAN_TYPE: scopes.encoded(options.span_type),
-            FUNCTION_NAME: scopes.encoded(self._function_name),
+            SPAN_TYPE: encoded(options.span_type),
+            FUNCTION_NAME: encoded(self._function_name),
         }
         if options.log_level is not None:
-            base[LOG_LEVEL] = scopes.encoded(int(log_level(options.log_level)))
+            base[LOG_LEVEL] = encoded(int(log_level(options.log_level)))
         if options.description is not None:
-            base[DESCRIPTION] = scopes.encoded(options.description)
+            base[DESCRIPTION] = encoded(options.description)
         for key, value in options.attributes.items():
             if value is not None:
-                base[str(key)] = scopes.encoded_attribute(str(key), value)
+                base[str(key)] = encoded_attribute(str(key), value)
         self._base = base
         self._links = valid_links(options.links)
         self._runtime = now
@@ -245,11 +246,14 @@ class Call:
     def _find_role(self, record: TraceRecord) -> None:
         """Find out whether the request's previews tell of this call.
 
-        They tell of the handler, which the framework's adapter knows; without one, of a child of the root.
+        They tell of the handler, which the framework's adapter knows. Where it stands below a decorator that
+        hides it, or there is no adapter, the first child of the root takes its place.
         """
         span: Any = self.scope.span
         if self.plan.handler and not record.has_handler:
             record.has_handler = self._is_handler = self._is_main = True
+        elif record.ended:  # work after the response
+            return
         elif span.parent is not None and record.parent_of_kept(span.parent.span_id) == record.root_span_id:
             self._is_handler = True
             # A stream that begins when the handler has returned is the body of the response.
@@ -280,7 +284,7 @@ class Call:
         """Record the result, unless the function's code has set the outputs itself, and end the span."""
         span: Any = self.scope.span
         if self._capture_outputs and span.attributes.get(OUTPUTS) is None:
-            span.set_attribute(OUTPUTS, scopes.encoded(result))
+            span.set_attribute(OUTPUTS, encoded(result))
         self.scope.end()
         if self._is_handler:
             self._tell_previews(span)
@@ -292,7 +296,7 @@ class Call:
         span: Any = self.scope.span
         tell(span, chunks, len(kept))
         if self._capture_outputs and span.attributes.get(OUTPUTS) is None:
-            span.set_attribute(OUTPUTS, scopes.encoded(output_of(kept, self.plan.options.output_reducer)))
+            span.set_attribute(OUTPUTS, encoded(output_of(kept, self.plan.options.output_reducer)))
         self.scope.end()
         if self._follows:
             self.scope.record.outputs = span.attributes.get(OUTPUTS)

@@ -21,16 +21,8 @@ from tracemw._span_entities import (
     decoded,
 )
 from tracemw.failure import EVENT, MESSAGE, TYPE, record_exception
-from tracemw.scope import (
-    DESCRIPTION,
-    INPUTS,
-    LOG_LEVEL,
-    OUTPUTS,
-    SPAN_TYPE,
-    encoded,
-    encoded_attribute,
-    end_span,
-)
+from tracemw.runtime import encoded, encoded_attribute
+from tracemw.scope import DESCRIPTION, INPUTS, LOG_LEVEL, OUTPUTS, SPAN_TYPE, end_span
 
 if TYPE_CHECKING:
     from tracemw.record import TraceRecord

@@ -17,12 +17,14 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 
 from tracemw import config, provider
 from tracemw.adapting import Attached
+from tracemw.environment import process_metadata
 from tracemw.guard import due
 from tracemw.identity import Identity, IdentityReader, clean_id
 from tracemw.pipeline import current as pipeline
 from tracemw.propagation import TrustPolicy, parse_traceparent
 from tracemw.record import RECORD_KEY, TraceRecord, current_record, with_record
 from tracemw.request import KEY, RequestTrace, public
+from tracemw.runtime import runtime_for
 from tracemw.settings import Settings
 
 # RFC 9110 and RFC 5789; other methods share one name, since anybody can invent more.
@@ -69,7 +71,8 @@ class RequestTracer:
         self._trust = TrustPolicy(settings.trust_traceparent)
         self._user = settings.user
         self.knows_users = adapter is not None or settings.user is not None
-        self._process = config.process_metadata()
+        self._process = _process_metadata(settings)
+        self._runtime = runtime_for(settings)
         self.is_global = settings.set_global  # our own provider makes the spans of a framework that traces itself
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
@@ -114,6 +117,8 @@ class RequestTracer:
             request = self._open_own(carrier, identity, name, described, peer)
         record = request.record
         record.is_request = True
+        if self._runtime is not None:
+            record.runtime = self._runtime
         record.client_request_id = identity.client_request_id
         record.session_id = identity.session_id
         record.user_id = request.claimed_user = identity.user_id
@@ -203,6 +208,14 @@ class RequestTracer:
 
     def _is_sampled(self) -> bool:
         return self._rate is None or self._rate >= 1.0 or _random.random() < self._rate
+
+
+def _process_metadata(settings: Settings) -> Mapping[str, str]:
+    """Return the process metadata, with what an application has set for itself."""
+    usual = config.settings()
+    if (settings.metadata, settings.metadata_env) == (usual.metadata, usual.metadata_env):
+        return config.process_metadata()
+    return process_metadata(metadata=settings.metadata, metadata_env=settings.metadata_env)
 
 
 def _keeps_local() -> bool:

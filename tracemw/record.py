@@ -66,6 +66,7 @@ class TraceRecord:
     dropped_spans: dict[int, int | None] | None = None  # span id -> parent of spans that are not kept
     held_back: list[ReadableSpan] | None = None  # spans waiting for the decision to keep the trace
     on_change: Callable[[TraceRecord], None] | None = None
+    runtime: Any = None  # the settings in force for the spans, where the application has its own
 
     def __init__(self, trace_id: int, root_span_id: int, *, recording: bool = True) -> None:
         self.trace_id = trace_id

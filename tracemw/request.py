@@ -24,6 +24,7 @@ from tracemw.failure import EVENT, MESSAGE, TYPE, outcome_of, record_exception
 from tracemw.guard import guarded
 from tracemw.logging import describe
 from tracemw.record import LATE_FAILED, TraceRecord
+from tracemw.runtime import runtime_of
 
 # Under this key of the scope or environ stands the request's trace: whoever finds it there enriches it.
 KEY: Final = "tracemw.request"
@@ -266,7 +267,7 @@ class RequestTrace:
         self._describe(record)
         if record.error:
             self._tell_failure(record)
-        if scope.runtime().processors and self._span.is_recording():
+        if runtime_of(record).processors and self._span.is_recording():
             scope.run_processors(self._span, record)
         if self.mode != "owned":
             self._mirror(record)

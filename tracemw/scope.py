@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,11 +19,10 @@ from opentelemetry import trace as trace_api
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode
 
 from tracemw import config, pipeline, provider
-from tracemw._redact import DEFAULT_REDACTOR, Redactor
-from tracemw.capture import attribute_value, dumps
 from tracemw.failure import outcome_of, record_exception
 from tracemw.guard import report
 from tracemw.record import RECORD_KEY, TraceRecord, record_of, with_record
+from tracemw.runtime import runtime, runtime_of
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -73,46 +72,6 @@ class Defaults:
     def apply(self, record: TraceRecord) -> None:
         """Write them onto a new record."""
         record.update(tags=self.tags, metadata=self.metadata, session_id=self.session_id, user=self.user)
-
-
-class Runtime:
-    """What the hot path needs of the settings, made anew when they change."""
-
-    __slots__ = ("generation", "redactor", "capture_inputs", "capture_outputs", "processors", "rate", "keeps")
-
-    def __init__(self) -> None:
-        self.generation = config.generation()
-        settings = config.settings()
-        self.redactor = DEFAULT_REDACTOR if settings.redact is None else Redactor(settings.redact)
-        self.capture_inputs = settings.capture_inputs
-        self.capture_outputs = settings.capture_outputs
-        self.processors: tuple[Callable[[Any], Any], ...] = settings.span_processors
-        self.rate = settings.sample_rate
-        self.keeps = settings.keep_errors or settings.keep_slower_than is not None
-
-
-_runtime: Runtime | None = None
-
-
-def runtime() -> Runtime:
-    """Return what is in force."""
-    global _runtime
-    now = _runtime
-    if now is None or now.generation != config.generation():
-        now = _runtime = Runtime()
-    return now
-
-
-def encoded(value: object) -> str:
-    """Return JSON text of any value, bounded and redacted; never raises."""
-    return dumps(value, redactor=runtime().redactor)
-
-
-def encoded_attribute(key: str, value: object) -> Any:
-    """Return what OpenTelemetry takes as the attribute: MLflow's own keys hold JSON text, others plain values."""
-    return (
-        encoded(value) if key.startswith("mlflow.") else attribute_value(key, value, redactor=runtime().redactor)
-    )
 
 
 class Scope:
@@ -184,7 +143,7 @@ class Scope:
         if not span.is_recording():
             return
         end_ns = self._wall_ns + perf_counter_ns() - self._started
-        if runtime().processors:
+        if runtime_of(self.record).processors:
             run_processors(span, self.record)
         if self.is_root:
             settle_root(span, self.record, end_ns)
@@ -402,7 +361,7 @@ def end_span(span: Any, record: TraceRecord | None, end_ns: int | None) -> None:
         record: The record of its trace, if we record that.
         end_ns: When it ended, if not now.
     """
-    if runtime().processors:
+    if runtime_of(record).processors:
         run_processors(span, record)
     if record is not None and not record.is_request and record.root_span_id == span.get_span_context().span_id:
         end_ns = time_ns() if end_ns is None else end_ns
@@ -439,7 +398,7 @@ def run_processors(span: Any, record: TraceRecord | None) -> None:
     from tracemw.livespan import LiveSpan
 
     live = LiveSpan(span, record)
-    for processor in runtime().processors:
+    for processor in runtime_of(record).processors:
         try:
             processor(live)
         except Exception as exc:

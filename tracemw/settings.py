@@ -28,6 +28,21 @@ SCHEMES: Final = (
     "none:",
 )
 
+# One application of a process cannot have its own of these.
+PROCESS_WIDE: Final = frozenset(
+    {"destination", "store", "max_age", "max_size", "store_all", "set_global", "span_name_suffixes"}
+)
+# What the spans inside a request ask for; the rest is asked by the middleware alone.
+OF_SPANS: Final = (
+    "capture_inputs",
+    "capture_outputs",
+    "redact",
+    "span_processors",
+    "keep_errors",
+    "keep_slower_than",
+    "operation_spans",
+)
+
 Header = str | tuple[str, ...] | None
 
 
@@ -73,6 +88,18 @@ class Settings:
         if not options:
             return self
         return dataclasses.replace(self, **{name: _checked(name, value) for name, value in options.items()})
+
+
+    def for_application(self, options: Mapping[str, Any]) -> Settings:
+        """Return these settings with some replaced for one application.
+
+        Raises:
+            SettingError: As for `override`, and for a setting that holds for the whole process.
+        """
+        for name in options:
+            if name in PROCESS_WIDE:
+                raise SettingError(f"setting {name} holds for the whole process: give it to tracemw.configure()")
+        return self.override(options)
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Settings:

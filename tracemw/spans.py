@@ -16,7 +16,8 @@ from tracemw.decorator import trace
 from tracemw.guard import guarded, report
 from tracemw.livespan import LiveSpan, NoOpSpan, log_level, otel_link
 from tracemw.record import TraceRecord, current_record, record_of, with_record
-from tracemw.scope import DESCRIPTION, INPUTS, LOG_LEVEL, SPAN_TYPE, Scope, begin_trace, encoded, encoded_attribute
+from tracemw.runtime import encoded, encoded_attribute
+from tracemw.scope import DESCRIPTION, INPUTS, LOG_LEVEL, SPAN_TYPE, Scope, begin_trace
 
 __all__ = [
     "LiveSpan",

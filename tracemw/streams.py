@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 
-from tracemw import scope as scopes
 from tracemw.capture import Limits, dumps
 from tracemw.guard import report
+from tracemw.runtime import runtime
 
 if TYPE_CHECKING:
     from tracemw.decorator import Call, Plan
@@ -65,7 +65,7 @@ class Stream:
             return
         try:
             if number < EVENT_LIMIT:
-                value = dumps(item, EVENT_VALUE, scopes.runtime().redactor)
+                value = dumps(item, EVENT_VALUE, runtime().redactor)
                 self._call.scope.span.add_event(f"{CHUNK_EVENT}{number}", {CHUNK_VALUE: value})
             if number == len(self._kept) and number < KEPT_ITEMS:
                 size = len(item) if isinstance(item, (str, bytes)) else 0

@@ -46,7 +46,7 @@ class WSGITraceMiddleware:
     """
 
     def __init__(self, app: WSGIApp, **options: Any) -> None:
-        config.settings().override(options)
+        config.settings().for_application(options)
         config.process_metadata()
         config.install_exit_hooks()
         self.app = app
@@ -103,7 +103,7 @@ class WSGITraceMiddleware:
         """Make the tracer of the settings that are in force now."""
         generation = config.generation()
         self._prepare()
-        settings = config.settings().override(self._options)
+        settings = config.settings().for_application(self._options)
         provider.tracer()
         self._tracer = RequestTracer(settings, self._attached.if_found())
         self._generation = generation

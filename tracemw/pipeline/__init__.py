@@ -6,6 +6,7 @@ process has one place that its traces go to.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from tracemw.pipeline.writer import Pipeline
 
 _current: Pipeline | None = None
+_lock = threading.RLock()
 _make_default: Callable[[], Pipeline] | None = None
 
 
@@ -42,7 +44,7 @@ def set_default(make: Callable[[], Pipeline]) -> None:
 def _first() -> Pipeline:
     if _make_default is None:
         raise RuntimeError("import tracemw before its parts")
-    pipeline = _make_default()
-    if _current is None:
-        use(pipeline)
+    with _lock:
+        if _current is None:
+            use(_make_default())
     return current()

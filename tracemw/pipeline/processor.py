@@ -72,12 +72,11 @@ class TraceProcessor(SpanProcessor):
 
     @guarded()
     def _drop(self, span: Span, parent_context: Context | None) -> None:
-        pipeline = current()
-        if pipeline.operation_spans or span.context is None:
+        if span.context is None:
             return
         # Outside of us, where an adopted root's owner sends the response, the context has no record.
         record = current_record(parent_context) or record_of(span.context.trace_id)
-        if record is None:
+        if record is None or (record.runtime or current()).operation_spans:
             return
         if record.dropped_spans is None:
             record.dropped_spans = {}
@@ -113,9 +112,10 @@ class TraceProcessor(SpanProcessor):
         pipeline = current()
         held_back, record.held_back = record.held_back or [], None
         end = record.end_ns or span.end_time or 0
-        slow = pipeline.keep_slower_than
+        rules = record.runtime or pipeline
+        slow = rules.keep_slower_than
         seconds = (end - (record.start_ns or span.start_time or 0)) / 1e9
-        if not (pipeline.keep_errors and record.failed) and not (slow is not None and seconds > slow):
+        if not (rules.keep_errors and record.failed) and not (slow is not None and seconds > slow):
             return False
         for child in held_back:
             pipeline.put(record, child)

@@ -238,7 +238,8 @@ class Pipeline:
                 if record is not None:
                     records[id(record)] = record
                     if span is not None:
-                        spans.append(span_row(record, span, self._redactor))
+                        redactor = self._redactor if record.runtime is None else record.runtime.redactor
+                        spans.append(span_row(record, span, redactor))
                 elif span is not None:
                     self._encode_foreign(span, spans, traces)
             except Exception as exc:
