@@ -411,3 +411,65 @@ def test_imported_traces(mlflow: MLflow) -> None:
     assert (root(logged).inputs, root(logged).outputs) == ({"a": 1}, "b")
     assert logged.info.tags["t"] == "1"
     assert tree(merged) == {"root": {"child": {}, "logged": {}}}
+
+
+def test_instrumentations_that_mlflow_hands_its_tracer_to(mlflow: MLflow) -> None:
+    """They end their spans with OpenTelemetry's API: these are traces of ours, too, or below the current span."""
+    from tracemw._mlflow_tracer import BridgedProvider
+
+    made = BridgedProvider()
+    tracer = made.get_tracer("instrumentation")
+    assert made.get_tracer("instrumentation") is tracer
+
+    def work() -> None:
+        with tracer.start_as_current_span("agent", attributes={"text": "5"}):
+            mlflow.update_current_trace(tags={"a": "b"})
+            with mlflow.start_span("inside"):
+                pass
+
+    with capture_traces() as traces:
+        work()
+        ask(asgi(work))
+        with pytest.raises(ValueError):
+            with tracer.start_as_current_span("failing"):
+                raise ValueError("x")
+    alone, in_request, failed = traces
+    assert (tree(alone), tree(in_request)) == ({"agent": {"inside": {}}}, {"GET": {"agent": {"inside": {}}}})
+    assert alone.info.tags["a"] == in_request.info.tags["a"] == "b"
+    assert root(alone).get_attribute("text") == "5"
+    assert (alone.info.state, failed.info.state) == ("OK", "ERROR")
+    assert len(root(failed).events) == 1
+
+
+def test_instrumentations_that_tell_mlflow_of_their_spans(mlflow: MLflow) -> None:
+    """MLflow's integrations with agents register spans of another provider: a root among them begins a trace."""
+    from opentelemetry import trace as otel
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+    from tracemw import provider
+    from tracemw._mlflow_spans import LiveSpan
+    from tracemw._mlflow_table import Manager
+    from tracemw._mlflow_tracer import BridgedTracer
+
+    class Integration(SpanProcessor):
+        """As MLflow has it, in short."""
+
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            BridgedTracer("integration").span_processor.on_start(span, parent_context)
+            Manager.get_instance().register_span(LiveSpan(span, f"tr-{span.context.trace_id:032x}"))
+
+    theirs = TracerProvider(shutdown_on_exit=False)
+    theirs.add_span_processor(Integration())
+    provider.add_processor(theirs)
+    tracer = theirs.get_tracer("agents")
+    with capture_traces() as traces:
+        with tracer.start_as_current_span("agent"):
+            ids = otel.get_current_span().get_span_context()
+            found = Manager.get_instance().get_span_from_id(f"tr-{ids.trace_id:032x}", f"{ids.span_id:016x}")
+            found.set_inputs({"a": 1})
+            with tracer.start_as_current_span("tool"):
+                mlflow.update_current_trace(tags={"a": "b"})
+    (trace,) = traces
+    assert tree(trace) == {"agent": {"tool": {}}}
+    assert trace.info.tags["a"] == "b"
+    assert root(trace).inputs == {"a": 1}
