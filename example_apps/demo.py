@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,20 @@ RELEASES = (("1.4.0", "eu-west-1"), ("1.5.0", "us-east-1"))
 USERS = ("jane", "ali", "mei", "noor")
 VISITS = 4  # of each user to each release
 QUESTIONS = ("What is a span?", "What is a trace?", "How do I read a session?", "Why is latency high?")
+
+
+# Set by Ctrl-C, and looked at between two steps: an exception from a signal handler could come anywhere.
+INTERRUPTED = threading.Event()
+
+
+class Interrupted(Exception):
+    """Somebody wants the demo to end."""
+
+
+def go_on() -> None:
+    """Raise `Interrupted` after Ctrl-C or SIGTERM."""
+    if INTERRUPTED.is_set():
+        raise Interrupted
 
 
 @dataclass(frozen=True)
@@ -68,18 +83,19 @@ def main(folder: Path = FOLDER) -> int:
     Returns:
         0, or 1 with a message on stderr where something is not as it should be.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it stops the servers, too
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: INTERRUPTED.set())
     url = fresh_store(folder)
     try:
         sent = traffic(url)
-    except KeyboardInterrupt:
+        os.environ["TRACEMW_STORE"] = os.environ["TRACEMW_DESTINATION"] = url
+        if problem := check(sent):
+            return fail(problem)
+        return report(len(sent), folder)
+    except Interrupted:
         return fail("interrupted; the servers are stopped")
     except (servers.ServerError, OSError) as error:
         return fail(str(error))
-    os.environ["TRACEMW_STORE"] = os.environ["TRACEMW_DESTINATION"] = url
-    if problem := check(sent):
-        return fail(problem)
-    return report(len(sent), folder)
 
 
 def fresh_store(folder: Path) -> str:
@@ -112,6 +128,7 @@ def traffic(url: str) -> dict[str, Call]:
 
 def start(running: ExitStack, url: str, version: str, region: str) -> dict[str, servers.Server]:
     """Start both applications as one release; `running` stops them, whatever happens."""
+    go_on()
     env = {
         "TRACEMW_DESTINATION": url,
         "APP_ENVIRONMENT": "production",
@@ -140,6 +157,7 @@ def run_user(releases: Sequence[dict[str, servers.Server]], user: int) -> dict[s
 
 def send(server: servers.Server, call: Call, request_id: str, session: str, user: str) -> None:
     """Send one request, as a gateway would that knows who is asking."""
+    go_on()
     headers = {"X-Request-ID": request_id, "X-Session-ID": session, "X-User-ID": user}
     if call.method == "GET":
         answer = server.get(call.path, headers)
@@ -176,6 +194,7 @@ def report(sent: int, folder: Path) -> int:
         ("Error rate and latency by version", ["compare", "--by", "version", "--baseline", RELEASES[0][0]]),
     )
     for title, arguments in commands:
+        go_on()
         say(title)
         if code := tracemw_command(arguments):
             return fail(f"tracemw {arguments[0]} ended with code {code}")
