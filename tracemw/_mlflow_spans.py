@@ -85,6 +85,7 @@ class BridgedSpan(LiveSpan):  # type: ignore[misc]
 
     # What is told of it
 
+    @guarded()
     def set_inputs(self, inputs: Any) -> None:
         """Record the inputs, within our bounds and redacted."""
         text = encoded(inputs)
@@ -93,10 +94,12 @@ class BridgedSpan(LiveSpan):  # type: ignore[misc]
         if record is not None and self._tells and record.inputs is None and not runtime().processors:
             record.inputs = self._previewed = text
 
+    @guarded()
     def set_outputs(self, outputs: Any) -> None:
         """Record the outputs, within our bounds and redacted."""
         self._span.set_attribute(OUTPUTS, encoded(outputs))
 
+    @guarded()
     def set_attribute(self, key: str, value: Any) -> None:
         """Set an attribute: on a span of MLflow's as JSON text, as it does; on others as plain values."""
         if not isinstance(key, str):
@@ -125,9 +128,13 @@ class BridgedSpan(LiveSpan):  # type: ignore[misc]
 
     def add_event(self, event: Any) -> None:
         """Add an event; of a stream's chunks the first ones, since OpenTelemetry keeps 128 events, the last."""
-        if not str(getattr(event, "name", "")).startswith(CHUNK_EVENT):
+        if str(getattr(event, "name", "")).startswith(CHUNK_EVENT):
+            self._add_chunk(event)
+        else:
             super().add_event(event)
-            return
+
+    @guarded()
+    def _add_chunk(self, event: Any) -> None:
         self._chunks += 1
         if self._chunks <= EVENT_LIMIT:
             text = _bounded(event.attributes.get(CHUNK_VALUE, "null"))
@@ -137,9 +144,13 @@ class BridgedSpan(LiveSpan):  # type: ignore[misc]
     def record_exception(self, exception: Any) -> None:
         """Record an exception, once."""
         if isinstance(exception, BaseException):
-            record_exception(self._span, exception)
+            self._record_exception(exception)
         else:
             super().record_exception(exception)
+
+    @guarded()
+    def _record_exception(self, exc: BaseException) -> None:
+        record_exception(self._span, exc)
 
     # Its end
 

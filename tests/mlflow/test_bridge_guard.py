@@ -76,7 +76,7 @@ def snapshot(mlflow: MLflow) -> dict[str, Any]:
         "provider": {name: vars(provider)[name] for name in vars(provider) if not name.startswith("__")},
         "isolated": provider.provider._isolated_tracer_provider,
         "once": provider.provider._isolated_tracer_provider_once._done,
-        "fluent": fluent.create_mlflow_span,
+        "fluent": vars(fluent)["create_mlflow_span"],
         "table": trace_manager.InMemoryTraceManager._instance,
         "functions": {name: getattr(mlflow, name) for name in mlflow.__all__ if callable(getattr(mlflow, name))},
         "lookups": list(stamps.lookups),
@@ -169,23 +169,30 @@ def test_a_failure_of_ours_is_not_the_application_s(
     mlflow: MLflow, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where a span cannot be begun or ended, the function runs all the same, and the failure is counted."""
-    from tracemw import guard, scope
+    from tracemw import _mlflow_spans, guard, scope
 
     @mlflow.trace
-    def work() -> int:
-        return 1
+    def work(number: int) -> float:
+        return 1 / number
 
     def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(guard, "_failures", {})
     with capture_traces() as traces:
-        for name in ("open_scope", "end_span", "encoded"):
+        for module, name in (
+            (scope, "open_scope"),
+            (scope, "end_span"),
+            (_mlflow_spans, "encoded"),
+            (_mlflow_spans, "record_exception"),
+        ):
             with monkeypatch.context() as patch:
-                patch.setattr(scope, name, broken)
-                assert work() == 1
+                patch.setattr(module, name, broken)
+                assert work(1) == 1
+                with pytest.raises(ZeroDivisionError):
+                    work(0)
         assert len(traces) >= 1
-    assert set(guard.failures()) >= {"mlflow: start_span", "mlflow: end"}
+    assert len(guard.failures()) >= 4
 
 
 class TestClient:
