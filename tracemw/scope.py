@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace as trace_api
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from tracemw import config, pipeline, provider
 from tracemw.failure import outcome_of, record_exception
@@ -264,9 +264,11 @@ def _start(
 ) -> Scope:
     started, wall_ns = perf_counter_ns(), time_ns()
     begin_ns = wall_ns if start_ns is None else start_ns
-    span = (provider.tracer() if tracer is None else tracer).start_span(
-        name, context, SpanKind.INTERNAL, attributes, links, begin_ns, False, False
-    )
+    start = (provider.tracer() if tracer is None else tracer).start_span
+    span = start(name, context, SpanKind.INTERNAL, attributes, links, begin_ns, False, False)
+    if record is not None and record.recording and getattr(span, "parent", context) is None:
+        below = _below_root(record, context)
+        span = start(name, below, SpanKind.INTERNAL, attributes, links, begin_ns, False, False)
     inner = trace_api.set_span_in_context(span, context)
     is_root = False
     if record is None or record.trace_id != span.get_span_context().trace_id:
@@ -274,6 +276,16 @@ def _start(
         inner = with_record(inner, record)
         is_root = record.root_span_id == span.get_span_context().span_id
     return Scope(span, record, inner, context, is_root, wall_ns, started)
+
+
+def _below_root(record: TraceRecord, context: Context) -> Context:
+    """Return the context with the trace's root as its span.
+
+    OpenTelemetry before 1.40 or so makes an invalid span current where an instrumentation finds no provider:
+    what begins below it would be a trace of its own.
+    """
+    root = SpanContext(record.trace_id, record.root_span_id, False, TraceFlags(TraceFlags.SAMPLED))
+    return trace_api.set_span_in_context(NonRecordingSpan(root), context)
 
 
 def record_for(span: Any, name: str, start_ns: int) -> TraceRecord:
