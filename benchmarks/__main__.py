@@ -16,6 +16,7 @@ import datetime
 import json
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,13 @@ def run(chosen: argparse.Namespace, python: str) -> dict[str, Any]:
         }
     }
     for name, section in SECTIONS.items():
-        if chosen.only is None or name in chosen.only:
+        if chosen.only is not None and name not in chosen.only:
+            continue
+        try:
             results[name] = section(plan)
+        except Exception as exc:  # what the other sections found is not lost
+            traceback.print_exc()
+            results["taken"].setdefault("failed", {})[name] = str(exc).partition("\n")[0]
     results["ratios"] = gates.judged(results)
     results["taken"]["seconds"] = round(time.monotonic() - began)
     return results
@@ -108,14 +114,17 @@ def main() -> int:
     """Run the command."""
     chosen = options()
     results = run(chosen, chosen.python or environment.prepared())
-    folder = chosen.into or (PAGE.parent if is_complete(chosen) else RESULTS)
+    failed = results["taken"].get("failed", {})
+    folder = chosen.into or (PAGE.parent if is_complete(chosen) and not failed else RESULTS)
     store(results, folder)
     print(report.markdown(results, level=2))
     print(f"\nwritten to {folder}")
     missed = [row for row in results["ratios"] if not row["holds"]]
     for row in missed:
         print(f"missed: {row['what']} against {row['against']}: {row['ratio']:.2f}, has to be {row['gate']:.2f}")
-    return 1 if missed and chosen.check else 0
+    for name, why in failed.items():
+        print(f"not measured: {name}: {why}")
+    return 1 if failed or (missed and chosen.check) else 0
 
 
 if __name__ == "__main__":

@@ -40,12 +40,14 @@ class Burst(NamedTuple):
     """What one burst of load found.
 
     Attributes:
+        requests: How many were answered.
         rate: Requests in a second.
         p50_ms: The median latency.
         p99_ms: The latency that one request in a hundred exceeds.
         cpu_us: The processor's time of the server for one request, all its threads.
     """
 
+    requests: float
     rate: float
     p50_ms: float
     p99_ms: float
@@ -99,7 +101,7 @@ class Server:
         before = self._cpu()
         found = _load(self.port, seconds)
         cpu = (self._cpu() - before) / max(1, found["requests"]) * 1e6
-        return Burst(found["rate"], found["p50_ms"], found["p99_ms"], cpu)
+        return Burst(found["requests"], found["rate"], found["p50_ms"], found["p99_ms"], cpu)
 
     def _pids(self) -> list[int]:
         pids = [self.process.pid]
@@ -175,7 +177,7 @@ def _load(port: int, seconds: float) -> dict[str, float]:
         command = [sys.executable, "-m", "benchmarks.load_client", "127.0.0.1", str(port), PATH]
         command += [str(CONNECTIONS), str(seconds), *HEADERS]
         return json.loads(_output(command))  # type: ignore[no-any-return]
-    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency"]
+    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"]  # whole seconds only
     for header in HEADERS:
         command += ["-H", header]
     return parse_wrk(_output([*command, f"http://127.0.0.1:{port}{PATH}"]))
@@ -282,10 +284,10 @@ def _measure_server(
         memory = {peer: server.megabytes() for peer, server in running.items()}
     finally:
         stored = {peer: server.stop() for peer, server in running.items()}
-    return {peer: _outcome(bursts[peer], bursts["bare"], memory[peer], stored[peer], seconds) for peer in peers}
+    return {peer: _outcome(bursts[peer], bursts["bare"], memory[peer], stored[peer]) for peer in peers}
 
 
-def _outcome(mine: list[Burst], bare: list[Burst], megabytes: float, stored: int, seconds: float) -> Outcome:
+def _outcome(mine: list[Burst], bare: list[Burst], megabytes: float, stored: int) -> Outcome:
     def best(bursts: list[Burst], field: str) -> float:
         values: list[float] = [getattr(burst, field) for burst in bursts]
         return max(values) if field == "rate" else min(values)
@@ -293,8 +295,8 @@ def _outcome(mine: list[Burst], bare: list[Burst], megabytes: float, stored: int
     def ratio(field: str) -> float:
         return best(mine, field) / best(bare, field)
 
-    served = sum(burst.rate for burst in mine) * seconds
-    rate, p50, p99, cpu = (spread([getattr(burst, name) for burst in mine]) for name in Burst._fields)
+    served = sum(burst.requests for burst in mine)
+    rate, p50, p99, cpu = (spread([getattr(burst, name) for burst in mine]) for name in Burst._fields[1:])
     return Outcome(
         rate, p50, p99, cpu, megabytes, ratio("rate"), ratio("p99_ms"), 1 / ratio("cpu_us"),
         min(1.0, stored / served),

@@ -43,7 +43,7 @@ class Plan:
     @classmethod
     def made_quick(cls, **given: Any) -> Plan:
         """Return one that takes a minute or two."""
-        return cls(generations=1, rounds=10, small_rounds=5, load_rounds=3, load_seconds=1.5, quick=True, **given)
+        return cls(generations=1, rounds=10, small_rounds=5, load_rounds=3, load_seconds=2, quick=True, **given)
 
 
 def plain(value: Spread) -> dict[str, float]:
