@@ -85,27 +85,38 @@ def test_streams() -> None:
     assert {s.parent_id for s in trace.data.spans if s.name.startswith("part")} == {root(trace).span_id}
 
 
-@pytest.mark.parametrize("kind", ["trailers", "pathsend"])
+ENDS: dict[str, list[dict[str, Any]]] = {
+    "trailers": [
+        {"type": "http.response.body", "body": b"x"},
+        {"type": "http.response.trailers", "headers": [], "more_trailers": True},
+        {"type": "http.response.trailers", "headers": []},
+    ],
+    "pathsend": [{"type": "http.response.pathsend", "path": "/tmp/x"}],
+    "zerocopysend": [
+        {"type": "http.response.zerocopysend", "file": 3, "more_body": True},
+        {"type": "http.response.zerocopysend", "file": 3},
+    ],
+    "body": [{"type": "http.response.body", "body": b"x", "more_body": True}, {"type": "http.response.body"}],
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
 def test_other_ends_of_a_response(kind: str) -> None:
-    """Trailers and `pathsend` end a response like a last body part does; the root ends once, there."""
+    """Last part, trailers, `pathsend`, zero-copy: the root ends once, with the message that ends the response."""
     during = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": [], "trailers": kind == "trailers"}
-        await send(start)
-        if kind == "trailers":
-            await send({"type": "http.response.body", "body": b"x"})
+        await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": kind == "trailers"})
+        for message in ENDS[kind]:
             during.append(scope["tracemw.request"].ended)
-            await send({"type": "http.response.trailers", "headers": []})
-        else:
-            await send({"type": "http.response.pathsend", "path": "/tmp/x"})
+            await send(message)
         during.append(scope["tracemw.request"].ended)
 
     with capture_traces() as traces:
-        ask(tracemw.TraceMiddleware(app))
+        answer = ask(tracemw.TraceMiddleware(app))
     assert [trace.info.state for trace in traces] == ["OK"]
-    assert during[-1] is True
-    assert during[:-1] in ([], [False])
+    assert during == [False] * len(ENDS[kind]) + [True]
+    assert answer.sent[1:] == ENDS[kind]
 
 
 def test_exceptions_pass_untouched_and_are_recorded_once() -> None:
