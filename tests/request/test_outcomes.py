@@ -335,8 +335,8 @@ def client_gone(spec_version: str) -> Any:
         scope = http_scope("/x", asgi={"version": "3.0", "spec_version": spec_version})
         try:
             await app(scope, receive, send)
-        except Exception as exc:
-            assert type(exc).__name__ == "ClientDisconnect"
+        except Exception:  # `ClientDisconnect`, or in older versions the server's own exception in a group
+            assert spec_version == "2.4"
 
     asyncio.run(serve())
 
