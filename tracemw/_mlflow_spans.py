@@ -91,13 +91,18 @@ class BridgedSpan(LiveSpan):  # type: ignore[misc]
         text = encoded(inputs)
         self._span.set_attribute(INPUTS, text)
         record = self._record
-        if record is not None and self._tells and record.inputs is None and not runtime().processors:
+        if self._is_request_root():
+            record.inputs = text  # type: ignore[union-attr]
+        elif record is not None and self._tells and record.inputs is None and not runtime().processors:
             record.inputs = self._previewed = text
 
     @guarded()
     def set_outputs(self, outputs: Any) -> None:
         """Record the outputs, within our bounds and redacted."""
-        self._span.set_attribute(OUTPUTS, encoded(outputs))
+        text = encoded(outputs)
+        self._span.set_attribute(OUTPUTS, text)
+        if self._is_request_root():
+            self._record.outputs = text  # type: ignore[union-attr]
 
     @guarded()
     def set_attribute(self, key: str, value: Any) -> None:

@@ -132,6 +132,7 @@ def test_the_request_s_root_as_mlflow_s_current_span(mlflow: MLflow, caplog: pyt
     assert span.get_attribute("number") == 5
     assert (span.get_attribute("text"), span.get_attribute("things")) == ("x", {"password": "[REDACTED]", "n": 1})
     assert (span.inputs, span.outputs) == ({"asked": 1}, {"answered": 2})
+    assert (trace.info.request_preview, trace.info.response_preview) == ('{"asked": 1}', '{"answered": 2}')
     assert [event.name for event in span.events] == ["noted"]
     assert span.attributes["http.response.status_code"] == 200
 

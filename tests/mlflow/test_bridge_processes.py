@@ -277,9 +277,9 @@ def test_a_root_of_fastapi_s_own(unbridged: MLflow, tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     run(ADOPTED, tmp_path / "t.db", "bridge", PYTHONPATH=str(Path(__file__).parents[2]))
     (trace,) = stored(tmp_path / "t.db")
-    names = {span.span_id: span.name for span in trace.spans}
-    root = "GET /items/{number}"
-    assert {span.name: names.get(span.parent_id) for span in trace.spans} == {root: None, "item": root, "work": "item"}
+    names, root = {span.span_id: span.name for span in trace.spans}, "GET /items/{number}"
+    parents = {span.name: names.get(span.parent_id) for span in trace.spans}
+    assert parents == {root: None, "item": root, "work": "item"}
     assert trace.row.tags["name"] == "7"
 
 
