@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue as queue_module
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ INTERVAL: Final = 0.1  # seconds between two writes; with the write itself, what
 BATCH: Final = 1000  # items in one transaction
 SLICE: Final = 16  # items encoded before other threads get their turn
 RETRY_LIMIT: Final = 5.0  # seconds, the longest pause after a failed write
+SPOOL_BYTES: Final = 64 << 20  # of their text, likewise
 SPOOL_LIMIT: Final = 50_000  # spans kept in memory while they cannot be written
 RECENT_LIMIT: Final = 10_000  # traces remembered, so that spans ending after their record was freed are known
 
@@ -88,11 +90,13 @@ class Pipeline:
         self._queue: deque[Any] = deque()
         self._spool: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
         self._spooled = 0
+        self._spooled_bytes = 0
         # What wakes the writer. Not an event: a signal handler, or a finalizer that the garbage collector runs,
         # may call us while its own thread is in the middle of waking the writer; `SimpleQueue.put` allows that.
         self._calls: SimpleQueue[None] = SimpleQueue()
         self._idle = True
         self._hurried = False  # somebody waits for what is queued
+        self._hopeless = False  # the store refuses for a reason that does not pass by itself
         self._closing = False
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
@@ -132,6 +136,7 @@ class Pipeline:
         try:
             if self._thread is None:
                 _flush_at_worker_exit(self)
+                self._calls = queue_module.SimpleQueue()  # looked up now: gevent may have put its own there since
                 thread = threading.Thread(target=self._run, name="tracemw-writer", daemon=True)
                 thread.start()
                 self._thread = thread
@@ -152,8 +157,8 @@ class Pipeline:
             self._rouse()
             if not marker.done.wait(max(0.0, deadline - time.monotonic())):
                 return False
-            if marker.stored:
-                return True
+            if marker.stored or self._hopeless:
+                return marker.stored
             time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
             if time.monotonic() >= deadline:
                 return False
@@ -205,15 +210,18 @@ class Pipeline:
 
     def _write_batch(self) -> bool:
         """Encode and write what is queued, in batches; False when the sink refused."""
+        stored = True
         while True:
             items, markers = self._take()
             if items:
                 self._encode(items)
-            stored = self._write_spool()
+            stored = stored and self._write_spool()  # once refused, the rest only leaves the queue
+            if not stored:
+                self._bound_spool()
             for marker in markers:
                 marker.stored = stored
                 marker.done.set()
-            if not stored or not self._queue:
+            if not self._queue:
                 return stored
 
     def _take(self) -> tuple[list[Any], list[_Marker]]:
@@ -252,6 +260,7 @@ class Pipeline:
         if traces or spans:
             self._spool.append((traces, spans))
             self._spooled += len(spans) + len(traces)
+            self._spooled_bytes += _size(spans)
 
     def _encode_foreign(self, span: ReadableSpan, spans: list[SpanRow], traces: list[TraceRow]) -> None:
         """Keep a span without a record if its trace is one of ours, or if all traces are wanted."""
@@ -274,7 +283,7 @@ class Pipeline:
 
         A batch that is refused for what it holds does not stand in the way of the others.
         """
-        sink = self.sink
+        sink, retry = self.sink, False
         assert sink is not None
         refused: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
         while self._spool:
@@ -284,14 +293,21 @@ class Pipeline:
             except StoreError as exc:
                 refused.append(batch)
                 self._refused(exc)
-                if exc.retry:
+                retry = exc.retry
+                if retry:
                     break
                 continue
-            self._spooled -= len(spans) + len(traces)
+            except Exception as exc:  # a defect: it costs this batch, and is counted
+                report("Pipeline._write_spool", exc)
+                self._forget(traces, spans)
+                self._drop(len(spans), "traces could not be stored")
+                continue
+            self._forget(traces, spans)
             self._counts["written_spans"] += len(spans)
             self._counts["written_traces"] += len(traces)
         self._spool.extendleft(reversed(refused))
         self._bound_spool()
+        self._hopeless = bool(refused) and not retry
         return not refused
 
     def _refused(self, exc: StoreError) -> None:
@@ -299,11 +315,20 @@ class Pipeline:
         if due("refused"):
             logger.error("traces cannot be stored: %s. They are kept in memory and tried again.", exc)
 
+    def _forget(self, traces: list[TraceRow], spans: list[SpanRow]) -> None:
+        self._spooled -= len(spans) + len(traces)
+        self._spooled_bytes -= _size(spans)
+
     def _bound_spool(self) -> None:
-        while self._spooled > SPOOL_LIMIT and self._spool:
+        while self._spool and (self._spooled > SPOOL_LIMIT or self._spooled_bytes > SPOOL_BYTES):
             traces, spans = self._spool.popleft()
-            self._spooled -= len(spans) + len(traces)
+            self._forget(traces, spans)
             self._drop(len(spans), "traces cannot be stored and memory for them is used up")
+
+
+def _size(spans: list[SpanRow]) -> int:
+    """Return about how much memory rows take: their long texts."""
+    return sum(len(span.attributes) + len(span.events) for span in spans)
 
 
 _pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
