@@ -16,7 +16,7 @@ from tracemw.failure import outcome_of, record_exception
 
 NAME: Final = "background work"
 QUICK: Final = 5_000_000  # nanoseconds; what takes less is not worth a span
-BLOCKING: Final = 100_000_000  # nanoseconds; longer than the machine keeps a thread waiting that does nothing
+BLOCKING: Final = 80_000_000  # nanoseconds; longer than the machine keeps a thread waiting that does nothing
 
 
 def record_work(context: Context, start_ns: int, end_ns: int, exc: BaseException | None) -> None:
