@@ -200,7 +200,7 @@ class RequestTrace:
     def left(self, exc: BaseException) -> None:
         """Take note of an exception that left the application."""
         if self.ended:
-            if exc is not self._told() and self.record.late != LATE_FAILED:
+            if not (exc is self._told() or self.record.late == LATE_FAILED or self._follows_leaving(exc)):
                 self._did_afterwards(exc)
             self.gone_at = 0
             return
@@ -298,14 +298,17 @@ class RequestTrace:
     def _outcome(self) -> str:
         exc = self._exception if self.noted is None else self._told()
         if exc is not None:
-            if outcome_of(exc) is not None:
-                return "disconnected" if self._left_ns else "cancelled"
-            return "disconnected" if self._left_ns and _tells_of_leaving(exc) else "error"
+            if self._follows_leaving(exc):
+                return "disconnected"
+            return "error" if outcome_of(exc) is None else "cancelled"
         if self.failure is not None or (self.status is not None and self.status >= 500):
             return "error"
         if self._left_ns:
             return "disconnected"
         return "completed" if self.gone_at else "error"
+
+    def _follows_leaving(self, exc: BaseException) -> bool:
+        return self._left_ns != 0 and (outcome_of(exc) is not None or _tells_of_leaving(exc))
 
     def _error_type(self) -> str:
         exc = self._told()

@@ -131,12 +131,11 @@ def test_an_application_that_returns_makes_no_span() -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await hello(scope, receive, send)
-        time.sleep(0.02)  # as a busy machine would; nothing else runs in the meantime
+        time.sleep(0.01)  # as a busy machine would; nothing else runs in the meantime
 
     with capture_traces() as traces:
         ask(tracemw.TraceMiddleware(app))
-        ask(fastapi_app(lambda fails: None, False), http_scope("/x"))
-    assert [names(trace) for trace in traces] == [["GET"], ["GET /x"]]
+    assert [names(trace) for trace in traces] == [["GET"]]
 
 
 def test_clean_up_of_dependencies() -> None:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 import tracemw
 from tests.request.drive import Conversation, ask, ask_wsgi, environ, http_scope
-from tests.request.look import duration, root
+from tests.request.look import duration, names, root
 from tracemw.testing import CapturedTraces, capture_traces
 
 Messages = list[dict[str, Any]]
@@ -376,8 +376,11 @@ def test_a_disconnect_after_the_response_is_none() -> None:
     assert outcome(traces) == (502, "ERROR", "error", "502", [])
 
 
-def test_the_client_left_and_the_application_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The root ends when the client has gone; what goes on does not keep it open."""
+@pytest.mark.parametrize(
+    "then", [None, asyncio.CancelledError(), ConnectionResetError("gone"), ValueError("boom")]
+)
+def test_the_client_left_and_the_application_goes_on(then: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root ends when the client has gone; what goes on does not keep it open, nor become an error by that."""
     monkeypatch.setattr("tracemw.request.GRACE", 0.02)
     seen = []
 
@@ -386,12 +389,18 @@ def test_the_client_left_and_the_application_goes_on(monkeypatch: pytest.MonkeyP
         await receive()
         await asyncio.sleep(0.1)
         seen.append(len(traces))
+        if then is not None:
+            raise then
 
     with capture_traces() as traces:
-        ask(tracemw.TraceMiddleware(app), messages=[{"type": "http.disconnect"}])
+        try:
+            ask(tracemw.TraceMiddleware(app), messages=[{"type": "http.disconnect"}])
+        except BaseException as exc:
+            assert exc is then or isinstance(exc, asyncio.CancelledError)
     assert seen == [1]
     assert outcome(traces) == (200, "STATE_UNSPECIFIED", "disconnected", None, [])
     assert duration(traces[0]) < 20
+    assert names(traces[0]) == ["GET"] + ["background work"] * isinstance(then, ValueError)
 
 
 def test_an_exception_without_text() -> None:
