@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 import tracemw
 from tests.request.drive import Conversation, ask_wsgi, environ, http_scope
-from tests.request.look import duration, ended, named, names, root
+from tests.request.look import ended, named, names, root
 from tracemw.testing import capture_traces
 
 pytest.importorskip("opentelemetry.instrumentation.asgi")
@@ -125,7 +125,6 @@ def test_later_facts_patch_the_stored_trace(wrap: Wrap) -> None:
         (trace,) = traces
     assert trace.info.tags["late"] == "yes"
     assert trace.info.state == "OK"
-    assert duration(trace) < 90
     assert named(trace, "late").start_time_ns > ended(root(trace))
     assert len(named(trace, "background work").events) == 1
     assert len(owner.roots) == 1

