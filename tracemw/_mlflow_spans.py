@@ -285,7 +285,8 @@ def release(span: BridgedSpan) -> None:
 def record_on(span: Any) -> TraceRecord | None:
     """Return the record of the trace that an OpenTelemetry span belongs to."""
     record: TraceRecord | None = getattr(span, RECORD, None)
-    return record if record is not None else record_of(span.get_span_context().trace_id)
+    ids = span.get_span_context()
+    return record if record is not None else record_of(ids.trace_id, ids.span_id)
 
 
 def bridged(span: Any, trace_id: Any = None, span_type: str | None = None) -> Any:

@@ -166,7 +166,10 @@ def _with_record_for(
 
 def _current() -> TraceRecord | None:
     record = current_record()
-    return record if record is not None else record_of(trace_api.get_current_span().get_span_context().trace_id)
+    if record is not None:
+        return record
+    span = trace_api.get_current_span().get_span_context()
+    return record_of(span.trace_id, span.span_id)
 
 
 class CurrentRequest:

@@ -153,8 +153,7 @@ class RequestTracer:
         span = tracer.start_span(name, parent, SpanKind.SERVER, told, links, start_ns)
         ids = span.get_span_context()
         recording = span.is_recording()
-        record = TraceRecord(ids.trace_id, ids.span_id, recording=recording)
-        record.has_parent = trusted
+        record = TraceRecord(ids.trace_id, ids.span_id, recording=recording, has_parent=trusted)
         record.start_ns = start_ns
         record.name = name
         record.attributes = attributes
@@ -178,8 +177,7 @@ class RequestTracer:
         sampled = self._is_sampled()
         if not sampled and not self._keeps:
             return self._suppressed(carrier, name, "sampled_out")
-        record = TraceRecord(ids.trace_id, ids.span_id)
-        record.has_parent = span.parent is not None
+        record = TraceRecord(ids.trace_id, ids.span_id, has_parent=span.parent is not None)
         now_ns = time_ns()
         record.start_ns = min(span.start_time or now_ns, now_ns)
         started = perf_counter_ns() - (now_ns - record.start_ns)

@@ -2,6 +2,10 @@
 
 The record travels in the OpenTelemetry context next to the current span, so whoever carries the context has it,
 and it is freed with the last context that does. A weak map from trace id to record serves the span processor.
+
+A trace may have several roots in one process: two requests of one trusted caller, or a request that calls its own
+application. Each has a record of its own. The map knows the first; the spans of the others are in a second map,
+which is looked at only in processes where there ever was another.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ LATE: Final = 1  # of `TraceRecord.late`
 LATE_FAILED: Final = 2
 
 _alive: weakref.WeakValueDictionary[int, TraceRecord] = weakref.WeakValueDictionary()
+_others: weakref.WeakValueDictionary[tuple[int, int], TraceRecord] = weakref.WeakValueDictionary()
+several = False  # some trace of this process has had more than one root here
 
 
 class TraceRecord:
@@ -44,7 +50,7 @@ class TraceRecord:
     """
 
     # What every trace begins with; an instance has its own value only where that differs.
-    has_parent = False  # the root continues a trusted caller's trace
+    first: TraceRecord | None = None  # the record of the trace's first root here, where this is another's
     is_request = False
     name = ""
     start_ns = 0
@@ -68,9 +74,12 @@ class TraceRecord:
     on_change: Callable[[TraceRecord], None] | None = None
     runtime: Any = None  # the settings in force for the spans, where the application has its own
 
-    def __init__(self, trace_id: int, root_span_id: int, *, recording: bool = True) -> None:
+    def __init__(
+        self, trace_id: int, root_span_id: int, *, recording: bool = True, has_parent: bool = False
+    ) -> None:
         self.trace_id = trace_id
         self.root_span_id = root_span_id
+        self.has_parent = has_parent  # the root continues a trusted caller's trace
         self.recording = recording  # False: nothing of this trace is stored
         self.metadata: dict[str, str] = {}
         self.tags: dict[str, str] = {}
@@ -80,7 +89,18 @@ class TraceRecord:
 
     def register(self) -> None:
         """Have the span processor find this record by its trace id."""
-        _alive[self.trace_id] = self
+        if self.has_parent and self._is_another():
+            note_span(self, self.root_span_id)
+        else:
+            _alive[self.trace_id] = self
+
+    def _is_another(self) -> bool:
+        """True where the trace has a living record already; it lives on as long as this one."""
+        global several
+        first = _alive.get(self.trace_id)
+        if first is not None and first is not self:
+            self.first, several = first, True
+        return self.first is not None
 
     @property
     def ended(self) -> bool:
@@ -167,9 +187,28 @@ def current_record(context: Context | None = None) -> TraceRecord | None:
     return otel_context.get_value(RECORD_KEY, context)  # type: ignore[return-value]
 
 
-def record_of(trace_id: int) -> TraceRecord | None:
-    """Return the living record of a trace id, if its trace is one of ours and still in somebody's hands."""
+def record_of(trace_id: int, span_id: int = 0) -> TraceRecord | None:
+    """Return the living record of a trace, if it is one of ours and still in somebody's hands.
+
+    Args:
+        trace_id: The trace.
+        span_id: A span of it that is open, or a root: where the trace has several roots here, its record is that
+            of the root which the span belongs to. Without it, the first root's, as in the store.
+    """
+    if several and (other := _others.get((trace_id, span_id))) is not None:
+        return other
     return _alive.get(trace_id)
+
+
+def note_span(record: TraceRecord, span_id: int) -> None:
+    """Take note of a span below a root that is not the first of its trace here."""
+    _others[record.trace_id, span_id] = record
+
+
+def forget_span(record: TraceRecord, span_id: int) -> None:
+    """Forget a span that has ended; the root is known as long as the record is."""
+    if span_id != record.root_span_id:
+        _others.pop((record.trace_id, span_id), None)
 
 
 def with_record(context: Context, record: TraceRecord) -> Context:

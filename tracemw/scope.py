@@ -293,11 +293,11 @@ def record_for(span: Any, name: str, start_ns: int) -> TraceRecord:
     ids: SpanContext = span.get_span_context()
     if not span.is_recording():
         return TraceRecord(ids.trace_id, ids.span_id, recording=False)
-    known = _known(ids)
+    parent: SpanContext | None = span.parent
+    known = None if parent is None else _known(parent)
     if known is not None:
         return known
-    record = TraceRecord(ids.trace_id, ids.span_id)
-    record.has_parent = span.parent is not None
+    record = TraceRecord(ids.trace_id, ids.span_id, has_parent=parent is not None)
     record.name = name
     record.start_ns = start_ns
     record.process = config.process_metadata()
@@ -309,7 +309,7 @@ def _known(ids: SpanContext) -> TraceRecord | None:
 
     Of a foreign trace, our part may have ended: what comes then begins another part.
     """
-    record = record_of(ids.trace_id)
+    record = record_of(ids.trace_id, ids.span_id)
     return None if record is None or (record.ended and record.has_parent) else record
 
 

@@ -190,8 +190,8 @@ def record_in(context: Context, span: Any = None) -> TraceRecord | None:
     """Return the record of the trace that a context belongs to, if need be by the current span's trace id."""
     record = current_record(context)
     if record is None:
-        span = trace_api.get_current_span(context) if span is None else span
-        record = record_of(span.get_span_context().trace_id)
+        ids = (trace_api.get_current_span(context) if span is None else span).get_span_context()
+        record = record_of(ids.trace_id, ids.span_id)
     return record
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
+from tracemw import record as records
 from tracemw.guard import guarded
 from tracemw.pipeline import current, installed
 from tracemw.record import LATE, LATE_FAILED, TraceRecord, current_record, record_of
@@ -44,17 +45,21 @@ class TraceProcessor(SpanProcessor):
         scope = span.instrumentation_scope
         if scope is not None and scope.name in FRAMEWORK_SCOPES and span.kind is SpanKind.INTERNAL:
             self._drop(span, parent_context)
+        if records.several:
+            self._note(span, parent_context)
 
     @guarded()
     def on_end(self, span: ReadableSpan) -> None:
         context = span.context
         if context is None:
             return
-        record = record_of(context.trace_id)
+        span_id = context.span_id
+        record = record_of(context.trace_id, span_id)
         if record is None:
             current().put(None, span)
             return
-        span_id = context.span_id
+        if record.first is not None:
+            records.forget_span(record, span_id)
         if span_id == record.root_span_id:
             self._end_root(record, span)
         elif record.dropped_spans is None or span_id not in record.dropped_spans:
@@ -74,13 +79,19 @@ class TraceProcessor(SpanProcessor):
     def _drop(self, span: Span, parent_context: Context | None) -> None:
         if span.context is None:
             return
-        # Outside of us, where an adopted root's owner sends the response, the context has no record.
-        record = current_record(parent_context) or record_of(span.context.trace_id)
+        record = _record_above(span, parent_context)
         if record is None or (record.runtime or current()).operation_spans:
             return
         if record.dropped_spans is None:
             record.dropped_spans = {}
         record.dropped_spans[span.context.span_id] = span.parent.span_id if span.parent else None
+
+    @guarded()
+    def _note(self, span: Span, parent_context: Context | None) -> None:
+        record = _record_above(span, parent_context)
+        if record is not None and record.first is not None and span.context is not None:
+            if record.trace_id == span.context.trace_id:
+                records.note_span(record, span.context.span_id)
 
     def _keep(self, record: TraceRecord, span: ReadableSpan) -> None:
         if record.ended:
@@ -120,6 +131,17 @@ class TraceProcessor(SpanProcessor):
         for child in held_back:
             pipeline.put(record, child)
         return True
+
+
+def _record_above(span: Span, parent_context: Context | None) -> TraceRecord | None:
+    """Return the record that a span which begins belongs to.
+
+    Outside of us, where an adopted root's owner sends the response, the context has none.
+    """
+    record = current_record(parent_context)
+    if record is not None or span.context is None:
+        return record
+    return record_of(span.context.trace_id, span.parent.span_id if span.parent else 0)
 
 
 def _settle(record: TraceRecord, span: ReadableSpan) -> None:
