@@ -78,7 +78,7 @@ class Meeting:
 
 @pytest.mark.parametrize("ends_last", ["/1", "/2"])
 def test_requests_of_one_trace_at_the_same_time(ends_last: str) -> None:
-    """Each request has a root, facts and spans of its own; the trace has the first one's facts, and both's tags."""
+    """Each request has a root, facts and spans of its own; the trace has the first one's facts, and all tags."""
     with capture_traces() as traces:
         asked(tracemw.TraceMiddleware(Meeting(ends_last), trust_traceparent=True), ["/1", "/2"])
         (trace,) = traces
