@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -142,6 +142,29 @@ def test_a_full_queue_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> N
         put(pipeline, 25)
     assert pipeline.stats()["dropped"] == 15
     assert "the queue is full" in caplog.text
+
+
+def test_a_long_queue_is_worked_off_at_a_larger_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longer the queue, the fewer batches, and turns for other threads, for a span: a busy thread makes each
+    of them cost 5 ms, and who gives as many as before never catches up."""
+    turns = 0
+
+    def sleep(seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        nonlocal turns
+        turns += threading.current_thread().name == "tracemw-writer"
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    sink = ListSink()
+    pipeline = Pipeline(sink, Settings())
+    pipeline._idle = False  # the writer is held back until all is there
+    for _ in range(40):
+        put(pipeline, 300)
+    assert pipeline.flush(30)
+    assert len(sink.spans) == 12_000
+    assert sink.calls <= 6
+    assert turns <= 100
+    pipeline.close()
 
 
 def test_a_span_that_cannot_be_encoded_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:

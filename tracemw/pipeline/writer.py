@@ -37,8 +37,10 @@ logger = logging.getLogger("tracemw")
 
 CAPACITY: Final = 100_000  # queued items; beyond them the newest are dropped and counted
 INTERVAL: Final = 0.1  # seconds between two writes; with the write itself, what SIGKILL can cost stays below 0.25
-BATCH: Final = 1000  # items in one transaction
-SLICE: Final = 16  # items encoded before other threads get their turn
+BATCH: Final = 1000  # items in one transaction, of a queue that is no longer
+LARGE_BATCH: Final = 5000  # of one that is: who falls behind has to work at a larger scale
+SLICE: Final = 16  # items encoded at least before other threads get their turn
+TURNS: Final = 16  # given to them at most while a batch is encoded: each may cost 5 ms beside a busy thread
 RETRY_LIMIT: Final = 5.0  # seconds, the longest pause after a failed write
 SPOOL_BYTES: Final = 64 << 20  # of their text, likewise
 SPOOL_LIMIT: Final = 50_000  # spans kept in memory while they cannot be written
@@ -228,7 +230,8 @@ class Pipeline:
         """Take up to a batch off the queue; a marker ends it, so that what it stands for is written first."""
         queue = self._queue
         items: list[Any] = []
-        while queue and len(items) < BATCH:
+        limit = min(max(BATCH, len(queue)), LARGE_BATCH)
+        while queue and len(items) < limit:
             item = queue.popleft()
             if isinstance(item, _Marker):
                 return items, [item]
@@ -239,8 +242,9 @@ class Pipeline:
         spans: list[SpanRow] = []
         traces: list[TraceRow] = []
         records: dict[int, TraceRecord] = {}  # by identity: parts of a foreign trace have records of their own
-        for number, (record, span) in enumerate(items):
-            if number % SLICE == SLICE - 1:
+        size = max(SLICE, len(items) // TURNS)
+        for number, (record, span) in enumerate(items, 1):
+            if number % size == 0 and len(self._queue) < LARGE_BATCH:
                 time.sleep(0)  # lets a waiting request have the interpreter
             try:
                 if record is not None:

@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from . import bulk
+
 UNFINISHED_WAIT = 600 * 10**9  # ns after which a trace is delivered as it is, its process may have been killed
 
-_ENQUEUE = """
-INSERT INTO outbox (trace, attempts, due_ns, reason, dead) VALUES (?, 0, ?, NULL, 0)
+_ENQUEUE = "INSERT INTO outbox (trace, attempts, due_ns, reason, dead) VALUES"
+_AGAIN = """
 ON CONFLICT (trace) DO UPDATE SET
     due_ns = CASE WHEN attempts = 0 OR dead THEN excluded.due_ns ELSE due_ns END,
     attempts = CASE WHEN dead THEN 0 ELSE attempts END,
@@ -54,7 +56,8 @@ class OutboxStats:
 def enqueue(connection: sqlite3.Connection, traces: Iterable[tuple[int, str]]) -> None:
     """Queue traces (number and state); one that was failing keeps its time, one given up gets another chance."""
     later = time.time_ns() + UNFINISHED_WAIT
-    connection.executemany(_ENQUEUE, [(trace, later if state == "IN_PROGRESS" else 0) for trace, state in traces])
+    values = [(trace, later if state == "IN_PROGRESS" else 0) for trace, state in traces]
+    bulk.insert(connection, _ENQUEUE, "(?, 0, ?, NULL, 0)", values, _AGAIN)
 
 
 def claim(connection: sqlite3.Connection, limit: int, now_ns: int, max_spans: int) -> list[int]:

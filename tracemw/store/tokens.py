@@ -23,6 +23,7 @@ import sqlite3
 from collections.abc import Iterable
 from functools import lru_cache
 
+from . import bulk
 from .codec import TRACE_FIELDS, trace_row
 from .rows import TraceRow
 
@@ -138,12 +139,13 @@ def rebuild(connection: sqlite3.Connection) -> None:
 
 def add(connection: sqlite3.Connection, documents: Iterable[tuple[int, str]]) -> None:
     """Index documents, in order of their keys: FTS5 begins a new segment wherever a key is lower than the last."""
-    connection.executemany("INSERT INTO tokens (rowid, words) VALUES (?, ?)", documents)
+    bulk.insert(connection, "INSERT INTO tokens (rowid, words) VALUES", "(?, ?)", documents)
 
 
 def remove(connection: sqlite3.Connection, documents: Iterable[tuple[int, str]]) -> None:
     """Take documents out again, by the very words that were indexed; in order of their keys."""
-    connection.executemany("INSERT INTO tokens (tokens, rowid, words) VALUES ('delete', ?, ?)", documents)
+    head = "INSERT INTO tokens (tokens, rowid, words) VALUES"
+    bulk.insert(connection, head, "('delete', ?, ?)", documents)
 
 
 def _escaped(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import tokens
+from . import bulk, tokens
 from .codec import SPAN_COLUMNS, TRACE_COLUMNS, TRACE_FIELDS, clean, span_values, trace_row, trace_values
 from .keys import free_keys
 from .outbox import enqueue
@@ -17,19 +17,21 @@ from .rows import SpanRow, TraceRow
 NEW = 0
 
 _INSERT_COLUMNS = ("id", "start_key", "words", "other_error", "revision", *TRACE_COLUMNS)
-_INSERT_TRACE = (
-    f"INSERT INTO traces ({', '.join(_INSERT_COLUMNS)}) VALUES ({', '.join('?' * len(_INSERT_COLUMNS))})"
+_TRACE = f"INSERT INTO traces ({', '.join(_INSERT_COLUMNS)}) VALUES"
+_TRACE_ROW = f"({', '.join('?' * len(_INSERT_COLUMNS))})"
+_TRACE_KNOWN = "ON CONFLICT (id) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in _INSERT_COLUMNS[1:]
 )
-_UPDATE_TRACE = f"UPDATE traces SET {', '.join(f'{name} = ?' for name in _INSERT_COLUMNS[1:])} WHERE id = ?"
 _SELECT_TRACES = (
     f"SELECT id, start_key, words, other_error, revision, {', '.join(TRACE_FIELDS)} FROM traces"
     " WHERE trace_id IN (SELECT value FROM json_each(?))"
 )
-_UPSERT_SPAN = (
-    f"INSERT INTO spans (trace, {', '.join(SPAN_COLUMNS)}) VALUES (?, {', '.join('?' * len(SPAN_COLUMNS))})"
-    " ON CONFLICT (trace, span_id) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in SPAN_COLUMNS[1:])
+_SPAN = f"INSERT INTO spans (trace, {', '.join(SPAN_COLUMNS)}) VALUES"
+_SPAN_ROW = f"(?, {', '.join('?' * len(SPAN_COLUMNS))})"
+_SPAN_KNOWN = "ON CONFLICT (trace, span_id) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in SPAN_COLUMNS[1:]
 )
+_NEXT_REVISION = "UPDATE traces SET revision = revision + 1 WHERE id IN (SELECT value FROM json_each(?))"
 _OPTIONAL = (
     "duration_ns", "outcome", "method", "route", "status_code", "client_request_id", "session_id", "user_id",
     "request_preview", "response_preview",
@@ -78,7 +80,8 @@ def write(
         if words != trace.words:
             trace.words, trace.changed = words, True
     save(connection, known.values())
-    connection.executemany(_UPSERT_SPAN, [span_values(known[span.trace_id].id, span) for span in spans])
+    values = (span_values(known[span.trace_id].id, span) for span in spans)
+    bulk.insert(connection, _SPAN, _SPAN_ROW, values, _SPAN_KNOWN)
     if outbox:
         enqueue(connection, [(trace.id, trace.row.state) for trace in known.values()])
 
@@ -150,13 +153,12 @@ def save(connection: sqlite3.Connection, known: Iterable[Known]) -> None:
     _number(connection, fresh, changed)
     for trace in known:
         trace.revision += 1
-    connection.executemany(_INSERT_TRACE, [(trace.id, *_values(trace)) for trace in fresh])
-    connection.executemany(_UPDATE_TRACE, [(*_values(trace), trace.id) for trace in changed])
-    connection.executemany(
-        "UPDATE traces SET revision = ? WHERE id = ?",
-        [(trace.revision, trace.id) for trace in known if not trace.changed],
-    )
-    _index(connection, fresh + changed)
+    written = fresh + changed
+    bulk.insert(connection, _TRACE, _TRACE_ROW, map(_values, written), _TRACE_KNOWN)
+    if len(written) < len(known):
+        others = json.dumps([trace.id for trace in known if not trace.changed])
+        connection.execute(_NEXT_REVISION, (others,))
+    _index(connection, written)
 
 
 def _number(connection: sqlite3.Connection, fresh: list[Known], changed: list[Known]) -> None:
@@ -172,7 +174,7 @@ def _number(connection: sqlite3.Connection, fresh: list[Known], changed: list[Kn
 
 
 def _values(trace: Known) -> tuple[Any, ...]:
-    return trace.start_key, trace.words, trace.other_error, trace.revision, *trace_values(trace.row)
+    return trace.id, trace.start_key, trace.words, trace.other_error, trace.revision, *trace_values(trace.row)
 
 
 def _index(connection: sqlite3.Connection, known: list[Known]) -> None:

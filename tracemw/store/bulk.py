@@ -1,0 +1,62 @@
+"""Many rows in few statements.
+
+Python gives the interpreter away for every statement and has to get it back afterwards, which takes up to 5 ms
+beside a thread that computes. So rows are not written one by one: a statement takes up to `ROWS` of them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain, islice
+from typing import Any
+
+ROWS = 1024  # in one statement at most
+
+
+def insert(
+    connection: sqlite3.Connection, head: str, row: str, values: Iterable[Sequence[Any]], tail: str = ""
+) -> None:
+    """Insert rows.
+
+    Args:
+        head: The statement up to and with `VALUES`.
+        row: The placeholders of one row, in parentheses.
+        values: Of the rows; they may be made while they are asked for.
+        tail: The rest of the statement.
+    """
+    most = 1 << (min(ROWS, _variables() // row.count("?")).bit_length() - 1)
+    rest = iter(values)
+    while chunk := list(islice(rest, most)):
+        for rows in _split(chunk, most):
+            connection.executemany(_statement(head, row, len(rows), tail), (list(chain.from_iterable(rows)),))
+
+
+def _split(rows: list[Sequence[Any]], size: int) -> Iterator[list[Sequence[Any]]]:
+    """Split rows into parts whose lengths are powers of two: few different statements to prepare."""
+    begin = 0
+    while begin < len(rows):
+        while size > len(rows) - begin:
+            size >>= 1
+        yield rows[begin : begin + size]
+        begin += size
+
+
+@lru_cache(maxsize=256)
+def _statement(head: str, row: str, size: int, tail: str) -> str:
+    return f"{head} {', '.join([row] * size)} {tail}"
+
+
+@lru_cache(maxsize=1)
+def _variables() -> int:
+    """Return how many values a statement may have: 999 before SQLite 3.32, unless built otherwise."""
+    wanted = 30_000
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.execute(f"SELECT ?{wanted}", [None] * wanted)
+    except sqlite3.OperationalError:
+        return 999
+    finally:
+        connection.close()
+    return wanted
