@@ -14,6 +14,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import set_span_in_context
 
+from tests.servers import wait_for
 from tracemw import guard
 from tracemw.errors import StoreError
 from tracemw.pipeline import writer
@@ -89,6 +90,22 @@ def test_without_work_the_thread_sleeps() -> None:
     time.sleep(writer.INTERVAL * 5)
     assert len(sink.spans) == 2
     pipeline.close()
+
+
+def closing_takes() -> float:
+    """Seconds that it takes to close a pipeline that has nothing left to write."""
+    pipeline = Pipeline(ListSink(), Settings())
+    put(pipeline, 1)
+    assert pipeline.flush(10)
+    wait_for(lambda: pipeline._idle)
+    began = time.monotonic()
+    assert pipeline.close()
+    return time.monotonic() - began
+
+
+def test_closing_does_not_wait_for_more() -> None:
+    """A process ends, and a test's capture is over, without the pause that gathers spans into a batch."""
+    assert min(closing_takes() for _ in range(10)) < writer.INTERVAL * 0.8
 
 
 def test_a_refused_write_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:

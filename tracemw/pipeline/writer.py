@@ -168,11 +168,13 @@ class Pipeline:
     def close(self, timeout: float = 30.0) -> bool:
         """Flush, then end the writer thread. A span that comes later starts another one."""
         stored = self.flush(timeout)
-        thread, self._closing = self._thread, True
+        thread = self._thread
+        self._closing = self._hurried = True
         if thread is not None and thread.is_alive():
             self._calls.put(None)
             thread.join(timeout=1.0)
-        self._thread, self._closing = None, False
+        self._thread = None
+        self._closing = self._hurried = False
         self._idle = True
         return stored
 
