@@ -9,7 +9,6 @@ import tracemw
 from tests.adapters.decorators import OTHERS
 from tests.request.drive import http_scope
 
-KINDS = ("sync", "async", "generator", "async generator")
 ATTRIBUTES = {"team": "search"}
 trace = tracemw.trace(name="handler", span_type="AGENT", attributes=ATTRIBUTES)
 
@@ -36,7 +35,16 @@ def handler(kind: str) -> Callable[..., Any]:
         yield work(number)
         yield "end"
 
-    return {"sync": function, "async": coroutine, "generator": generator, "async generator": async_generator}[kind]
+    async def stream(number: int) -> Any:
+        return generator(number)
+
+    return {
+        "sync": function,
+        "async": coroutine,
+        "generator": generator,
+        "async generator": async_generator,
+        "async stream": stream,
+    }[kind]
 
 
 def decorated(kind: str, route: Callable[..., Any], order: Sequence[str]) -> Any:

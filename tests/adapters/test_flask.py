@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -163,6 +164,57 @@ def test_streams(app: Flask, captured_traces: CapturedTraces, both: Both) -> Non
     assert tree(itself) == {"GET /itself": {"handler": {"part_1": {}, "part_2": {}}}}
     assert itself.data.spans[1].outputs == ["a", "b"]
     assert tree(returned) == {"GET /returned": {"handler": {}, "part_1": {}, "part_2": {}}}
+
+
+def test_coroutines(app: Flask, captured_traces: CapturedTraces, both: Both) -> None:
+    """Views, methods of class-based views and functions around them, each run by Flask in a loop of its own."""
+
+    class Item(MethodView):
+        @tracemw.trace
+        async def get(self, number: int) -> str:
+            return str(number)
+
+    @tracemw.trace
+    @app.before_request
+    async def before() -> None:
+        g.start = 1
+
+    @tracemw.trace
+    @app.errorhandler(LookupError)
+    async def failed(exc: LookupError) -> tuple[str, int]:
+        return "", 404
+
+    @both(app.get("/view"))
+    async def handler() -> str:
+        await asyncio.sleep(0)
+        raise LookupError
+
+    app.add_url_rule("/items/<int:number>", view_func=Item.as_view("item"))
+    assert [wsgi_get(app, path)[0] for path in ("/view", "/items/7")] == [404, 200]
+    view, item = captured_traces
+    assert tree(view) == {"GET /view": {"before": {}, "handler": {}, "failed": {}}}
+    assert exceptions(view) == {"handler": 1}
+    assert tree(item) == {"GET /items/<int:number>": {"before": {}, "get": {}}}
+
+
+def test_a_coroutine_whose_response_is_streamed(
+    app: Flask, captured_traces: CapturedTraces, both: Both
+) -> None:
+    """The root lasts as long as the stream; the coroutine was over before it began."""
+
+    def parts() -> Iterator[str]:
+        for part in ("a", "b"):
+            with tracemw.start_span("part"):
+                yield part
+
+    @both(app.get("/"))
+    async def handler() -> Response:
+        return Response(stream_with_context(parts()))
+
+    assert wsgi_get(app, "/") == (200, b"ab")
+    (trace,) = captured_traces
+    assert tree(trace) == {"GET /": {"handler": {}, "part_1": {}, "part_2": {}}}
+    assert root(trace).end_time_ns == max(span.end_time_ns or 0 for span in trace.data.spans)
 
 
 def test_calling_a_view_directly_makes_one_span(app: Flask, captured_traces: CapturedTraces, both: Both) -> None:

@@ -50,7 +50,7 @@ def test_any_order_gives_the_same_tree(where: str, data: st.DataObject) -> None:
     if "fastapi" in where and "generator" in kind and not streams_generators(FASTAPI):
         return
     with mlflow_s_decorator():
-        check(make(kind, order), where)
+        check(make(kind, order), where, kind)
 
 
 FASTAPI_MODULE = """
