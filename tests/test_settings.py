@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -51,6 +54,54 @@ def test_values_that_are_not_allowed(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("destination", "otlp+http://", "and a host"),
+        ("destination", "mlflow+http://", "and a host"),
+        ("destination", "mlflow+http://host:99999", "Port out of range"),
+        ("destination", "mlflow+http://host:x", "Port could not be"),
+        ("destination", "otlp+http://host:0", "no such host or port"),
+        ("destination", "mlflow+http://host?experimnt=a", "unknown option 'experimnt'; did you mean 'experiment'"),
+        ("destination", "mlflw+http://host", "did you mean 'mlflow[+]http://'"),
+        ("destination", "otlp+grpc://host", "did you mean 'otlp[+]http://'"),
+        ("destination", "sqllite:///x.db", "did you mean 'sqlite:///'"),
+        ("destination", "console", "did you mean 'console:'"),
+        ("destination", "console:x", "did you mean 'console:'"),
+        ("destination", "http://host:5000", "mlflow[+]http://... for an MLflow server"),
+        ("destination", "x.db", "a file is written sqlite:///x.db"),
+        ("destination", "sqlite://x.db", "three slashes"),
+        ("store", "mlflow+http://host", "that is a destination"),
+        ("store", "console:", "that is a destination"),
+        ("store", "http://host", "a store must be sqlite:///"),
+        ("store", "sqlite:x.db", "did you mean 'sqlite:///'"),
+    ],
+)
+def test_urls_that_are_not_allowed(name: str, value: str, said: str) -> None:
+    """A wrong URL is refused where it is given, with what was probably meant; no store is made of its text."""
+    with pytest.raises(SettingError, match=said) as caught:
+        Settings().override({name: value})
+    assert f"setting {name}" in str(caught.value) and value in str(caught.value)
+    with pytest.raises(SettingError, match=said) as caught:
+        from_environment({variable(name): value})
+    assert variable(name) in str(caught.value) and value in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["mlflw+http://me:secret@h", "mlflow+http://me:secret@h?x=1"])
+def test_a_refused_url_hides_its_password(value: str) -> None:
+    """What is logged about a wrong URL holds no secret."""
+    for name in ("destination", "store"):
+        with pytest.raises(SettingError, match=r"me:\*\*\*@h") as caught:
+            Settings().override({name: value})
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["traces.db", "./x", "C:\\x.db", "a b.db", "/var/x.db"])
+def test_paths_are_stores(value: str) -> None:
+    """Whatever does not look like a URL is a path."""
+    assert Settings().override({"store": value}).store == f"sqlite:///{value}"
+
+
+@pytest.mark.parametrize(
     ("name", "text", "value"),
     [
         ("destination", "none:", "none:"),
@@ -71,11 +122,38 @@ def test_environment_variables(name: str, text: str, value: Any) -> None:
     assert getattr(from_environment({variable(name): "  "}), name) == getattr(Settings(), name)
 
 
-@pytest.mark.parametrize("name", ["sample_rate", "keep_errors", "max_age", "exclude", "destination"])
-def test_environment_variables_that_are_not_allowed(name: str) -> None:
-    """The message names the variable, or the setting it stands for."""
-    with pytest.raises(SettingError, match=f"{variable(name)}|setting {name}"):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sample_rate", "a number"),
+        ("keep_errors", "true or false"),
+        ("keep_slower_than", "a number of seconds"),
+        ("max_age", "a number of seconds"),
+        ("max_size", "a number of bytes"),
+        ("exclude", "must start with"),
+        ("trust_traceparent", "networks like"),
+        ("destination", "a URL that starts with"),
+    ],
+)
+def test_environment_variables_that_are_not_allowed(name: str, said: str) -> None:
+    """The message names the variable and what it may be, in words of ours."""
+    with pytest.raises(SettingError, match=rf"{variable(name)}='\?!' is not allowed: .*{said}"):
         from_environment({variable(name): "?!"})
+
+
+def test_a_wrong_variable_is_one_line() -> None:
+    """Wherever a wrong variable is met, the application goes on; it is said once, in one line."""
+    code = (
+        "import tracemw\n"
+        "traced = tracemw.trace(lambda: 1)\n"
+        "for _ in range(3):\n"
+        "    with tracemw.start_span('x'): assert traced() == 1\n"
+        "assert sum(tracemw.stats()['failures'].values()) > 3\n"
+    )
+    env = {**os.environ, "TRACEMW_SAMPLE_RATE": "high"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 0
+    assert done.stderr == "tracing is off: TRACEMW_SAMPLE_RATE='high' is not allowed: it must be a number\n"
 
 
 @given(st.sampled_from(sorted(_CHECKS)), st.none() | st.booleans() | st.integers() | st.floats() | st.text())

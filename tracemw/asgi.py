@@ -6,7 +6,6 @@ Specification: https://asgi.readthedocs.io/en/latest/specs/www.html
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, overload
@@ -17,7 +16,7 @@ from tracemw import config, provider
 from tracemw.adapting import Attached
 from tracemw.errors import SettingError
 from tracemw.exchange import Connection, Exchange, Message, Socket, Unrecorded
-from tracemw.guard import guarded
+from tracemw.guard import guarded, tracing_is_off
 from tracemw.opening import METHODS, RequestTracer, method_attributes
 from tracemw.record import current_record, with_record
 from tracemw.request import KEY, RequestTrace
@@ -26,8 +25,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-logger = logging.getLogger("tracemw")
 
 
 class TraceMiddleware:
@@ -65,7 +62,7 @@ class TraceMiddleware:
         except SettingError as exc:
             if not _built_by_framework():
                 raise
-            logger.error("tracing is off: %s", exc)
+            tracing_is_off(exc)
             self._active = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

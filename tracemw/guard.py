@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from tracemw.errors import SettingError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -72,13 +74,24 @@ _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 
 def report(place: str, exc: BaseException) -> None:
-    """Count a failure of ours and log it, at most once a minute for each place."""
+    """Count a failure of ours and log it, at most once a minute for each place.
+
+    A wrong setting is a line of its own, the same for all the places that meet it.
+    """
     try:
         _failures[place] = _failures.get(place, 0) + 1
-        if due(place):
+        if isinstance(exc, SettingError):
+            tracing_is_off(exc)
+        elif due(place):
             logger.error("tracing failed in %s; the request goes on without it", place, exc_info=exc)
     except Exception:  # a logging handler of the application may be broken as well
         pass
+
+
+def tracing_is_off(exc: SettingError) -> None:
+    """Log that a wrong setting keeps us from tracing."""
+    if due(f"setting {exc}"):
+        logger.error("tracing is off: %s", exc)
 
 
 def due(key: str, interval: float = LOG_INTERVAL) -> bool:

@@ -12,22 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tracemw import places
 from tracemw.errors import SettingError
 
 DEFAULT_DESTINATION: Final = "sqlite:///tracemw.db"
 DEFAULT_EXCLUDE: Final = ("/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics")
 METADATA_PREFIX: Final = "TRACEMW_METADATA_"
-SCHEMES: Final = (
-    "sqlite://",
-    "mlflow+http://",
-    "mlflow+https://",
-    "otlp+http://",
-    "otlp+https://",
-    "console:",
-    "memory:",
-    "none:",
-)
-
 # One application of a process cannot have its own of these.
 PROCESS_WIDE: Final = frozenset(
     {"destination", "store", "max_age", "max_size", "store_all", "set_global", "span_name_suffixes"}
@@ -89,7 +79,6 @@ class Settings:
             return self
         return dataclasses.replace(self, **{name: _checked(name, value) for name, value in options.items()})
 
-
     def for_application(self, options: Mapping[str, Any]) -> Settings:
         """Return these settings with some replaced for one application.
 
@@ -114,7 +103,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
         text = environ.get(variable(name))
         if text is not None and text.strip():
             options[name] = _parsed(name, text.strip())
-    return Settings().override(options)
+    return dataclasses.replace(Settings(), **options)
 
 
 def variable(name: str) -> str:
@@ -123,10 +112,7 @@ def variable(name: str) -> str:
 
 
 def _parsed(name: str, text: str) -> Any:
-    try:
-        return _FROM_TEXT[name](text)
-    except ValueError as exc:
-        raise SettingError(f"{variable(name)}={text!r} is not allowed: {exc}") from None
+    return _taken(variable(name), text, lambda value: _CHECKS[name](_FROM_TEXT[name](value)))
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -135,10 +121,21 @@ def _checked(name: str, value: Any) -> Any:
         near = difflib.get_close_matches(name, _CHECKS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are: {', '.join(sorted(_CHECKS))}"
         raise SettingError(f"unknown setting {name!r}{hint}")
+    return _taken(f"setting {name}", value, check)
+
+
+def _taken(said_by: str, value: Any, check: Callable[[Any], Any]) -> Any:
     try:
         return check(value)
+    except SettingError as exc:  # which shows the value, without its password
+        raise SettingError(f"{said_by}: {exc}") from None
     except (ValueError, TypeError) as exc:
-        raise SettingError(f"setting {name}={value!r} is not allowed: {exc}") from None
+        shown = value
+        if isinstance(value, str) and "@" in value:
+            from tracemw.pipeline.target import masked
+
+            shown = masked(value)
+        raise SettingError(f"{said_by}={shown!r} is not allowed: {exc}") from None
 
 
 # What a value must be: each returns the value as it is kept, or raises ValueError that says what is allowed.
@@ -171,45 +168,43 @@ def _rate(value: Any) -> float | None:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError("it must be a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError("it must be a number") from None
     if number != number or number in (float("inf"), float("-inf")):
         raise ValueError("it must be a finite number")
     return number
 
 
-def _positive(value: Any) -> float:
-    number = _number(value)
+def _seconds(value: Any) -> float:
+    return _positive(value, "a number of seconds (3600, 0.5)")
+
+
+def _optional_seconds(value: Any) -> float | None:
+    return None if value is None else _seconds(value)
+
+
+def _bytes(value: Any) -> int:
+    return int(_positive(value, "a number of bytes (1073741824)"))
+
+
+def _positive(value: Any, what: str) -> float:
+    try:
+        number = _number(value)
+    except ValueError:
+        raise ValueError(f"it must be {what}") from None
     if number <= 0:
         raise ValueError("it must be greater than 0")
     return number
 
 
-def _optional_positive(value: Any) -> float | None:
-    return None if value is None else _positive(value)
-
-
-def _bytes(value: Any) -> int:
-    return int(_positive(value))
-
-
 def _destination(value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value.startswith(SCHEMES):
-        raise ValueError(f"it must be a URL that starts with one of {', '.join(SCHEMES)}")
-    if value.startswith("sqlite://") and not value.removeprefix("sqlite://").strip("/"):
-        raise ValueError("name the file: sqlite:///relative.db or sqlite:////absolute/path.db")
-    return value
+    return None if value is None else places.destination(value)
 
 
 def _store(value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value:
-        raise ValueError("it must be sqlite:///relative.db, sqlite:////absolute/path.db, memory: or a path")
-    if value == "memory:" or value.startswith("sqlite://"):
-        return _destination(value)
-    return f"sqlite:///{value}"
+    return None if value is None else places.store(value)
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -268,7 +263,12 @@ def _trust(value: Any) -> Any:
 
     networks = (value,) if isinstance(value, str) else _strings(value)
     for network in networks:
-        ipaddress.ip_network(network, strict=False)
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            raise ValueError(
+                f"{network!r} is no network; it must be True, False, networks like 10.0.0.0/8, or a callable"
+            ) from None
     return networks
 
 
@@ -298,7 +298,7 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "store": _store,
     "sample_rate": _rate,
     "keep_errors": _boolean,
-    "keep_slower_than": _optional_positive,
+    "keep_slower_than": _optional_seconds,
     "exclude": _paths,
     "request_id_header": _header,
     "session_id_header": _header,
@@ -318,7 +318,7 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "store_all": _boolean,
     "metadata": _text_mapping,
     "metadata_env": _text_mapping,
-    "max_age": _positive,
+    "max_age": _seconds,
     "max_size": _bytes,
     "adapter": _anything,
     "set_global": _boolean,
@@ -327,9 +327,9 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
 _FROM_TEXT: Final[dict[str, Callable[[str], Any]]] = {
     "destination": str,
     "store": str,
-    "sample_rate": float,
+    "sample_rate": str,
     "keep_errors": _boolean_text,
-    "keep_slower_than": float,
+    "keep_slower_than": str,
     "exclude": _comma_list,
     "request_id_header": _header_text,
     "session_id_header": _header_text,
@@ -345,6 +345,6 @@ _FROM_TEXT: Final[dict[str, Callable[[str], Any]]] = {
     "span_name_suffixes": _boolean_text,
     "operation_spans": _boolean_text,
     "store_all": _boolean_text,
-    "max_age": float,
-    "max_size": float,
+    "max_age": str,
+    "max_size": str,
 }

@@ -32,7 +32,8 @@ def test_what_a_url_means(destination: str, target: Target) -> None:
 @pytest.mark.parametrize(
     ("destination", "message"),
     [
-        ("mlflow+http://host?experimnt=x", "unknown option 'experimnt'; known are: experiment, fidelity"),
+        ("mlflow+http://host?experimnt=x", "unknown option .experimnt.; did you mean .experiment."),
+        ("mlflow+http://host?zzz=x", "unknown option .zzz.; known are: experiment, fidelity"),
         ("mlflow+http://host?fidelity=best", "fidelity must be full or fast"),
         ("mlflow+http://host?experiment=", "experiment must be"),
         ("otlp+http://host?experiment=x", "this destination has none"),

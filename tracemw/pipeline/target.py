@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -39,16 +41,19 @@ def parse(destination: str) -> Target:
     try:
         parts = urlsplit(rest)
         known, host = OPTIONS[kind], parts.hostname
-        _ = parts.port  # raises where it is no number
+        port = parts.port  # raises where it is no number, or too large
     except (KeyError, ValueError) as exc:
         raise SettingError(_wrong(destination, str(exc))) from None
     if parts.scheme not in ("http", "https") or not host:
         raise SettingError(_wrong(destination, "it begins with mlflow+http(s):// or otlp+http(s):// and a host"))
+    if port == 0 or re.search(r"[\s\x00-\x20]", host):
+        raise SettingError(_wrong(destination, "there is no such host or port"))
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name, value in options.items():
         if name not in known:
-            known_ones = f"known are: {', '.join(known)}" if known else "this destination has none"
-            raise SettingError(_wrong(destination, f"unknown option {name!r}; {known_ones}"))
+            near = [f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, known, n=1)]
+            known_ones = f"; known are: {', '.join(known)}" if known else "; this destination has none"
+            raise SettingError(_wrong(destination, f"unknown option {name!r}{''.join(near) or known_ones}"))
         if not value or (name == "fidelity" and value not in FIDELITIES):
             raise SettingError(_wrong(destination, f"{name} must be {' or '.join(FIDELITIES)}, or a name"))
     return Target(kind, _without_credentials(parts), _part(parts.username), _part(parts.password), options)
