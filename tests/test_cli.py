@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.delivery.backends import Collector
 from tests.filter_data import MS, make_span, make_trace, sample_rows
 from tracemw.cli import cli
 from tracemw.store import open_store
@@ -327,7 +328,8 @@ def test_tables_fit_the_terminal() -> None:
 @pytest.mark.parametrize(
     ("nanoseconds", "text"),
     [(None, "-"), (0, "0 µs"), (350_000, "350 µs"), (12_340_000, "12.3 ms"), (123_400_000, "123 ms")]
-    + [(1_240_000_000, "1.24 s"), (125_000_000_000, "2 m 05 s"), (7_500_000_000_000, "2 h 05 m")],
+    + [(1_240_000_000, "1.24 s"), (125_000_000_000, "2 m 05 s"), (7_500_000_000_000, "2 h 05 m")]
+    + [(999_900, "1.0 ms"), (999_960_000, "1.00 s"), (-5_000_000, "-5.0 ms")],
 )
 def test_durations(nanoseconds: int | None, text: str) -> None:
     """Durations have a unit that fits them."""
@@ -493,10 +495,33 @@ def test_purge(run: Run, path: Path) -> None:
     assert run("search").exit_code == 1
 
 
-@pytest.mark.parametrize("arguments", [["--older-than", "5"], ["--older-than", "x"], ["--max-size", "big"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--older-than", "5"], ["--older-than", "x"], ["--max-size", "big"]]
+    + [["--older-than", "9" * 400 + "w"], ["--max-size", "9" * 400 + "TB"]],
+)
 def test_purge_wrong_option(run: Run, arguments: list[str]) -> None:
     """A duration needs a unit, a size a number."""
     assert run("purge", *arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("number", ["9" * 18, "9" * 19, "9" * 40])
+def test_huge_numbers(run: Run, number: str) -> None:
+    """More than there can be is all there is; a length of time that no clock counts is refused."""
+    assert run("search", "-n", number).stdout.count("\n") == 5
+    assert run("tail", "--once", "--last", number).stdout.count("\n") == 3
+    assert run("purge", "--older-than", f"{number}w", "--max-size", f"{number}TB").stdout == "removed 0 traces\n"
+    assert run("tail", "--once", "--interval", number).exit_code == 2
+    assert run("deliver", "--once", "--timeout", number).exit_code == 2
+
+
+@pytest.mark.parametrize("option", ["-n", "--limit", "--max-results"])
+@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5", "nan"])
+def test_no_such_number_of_traces(run: Run, option: str, number: str) -> None:
+    """What is no number of traces is refused by name."""
+    result = run("search", option, number)
+    assert result.exit_code == 2 and number in result.stderr
+    assert run("tail", "--once", "--interval", "nan").exit_code == 2
 
 
 # doctor and deliver
@@ -549,6 +574,20 @@ def test_deliver(path: Path) -> None:
     done = process("deliver", "--once", "--timeout", "0.5", "--retry", *to)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "delivered 0 traces; 1 wait" in done.stdout
+
+
+def test_deliver_once_leaves_what_has_not_ended(path: Path) -> None:
+    """All that has ended is delivered: a good end, which says how many traces are still open."""
+    collector = Collector()
+    with open_store(f"sqlite:///{path}") as store:
+        store.write([make_trace(501, duration_ns=1), make_trace(502, state="IN_PROGRESS")], [], outbox=True)
+    try:
+        to = f"otlp+http://127.0.0.1:{collector.port}"
+        done = process("deliver", "--once", "--to", to, "--store", str(path))
+    finally:
+        collector.off()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "delivered 1 traces; 1 wait (1 of them have not ended), 0 were given up\n"
 
 
 # Which store, and what is wrong with it.

@@ -317,3 +317,18 @@ def test_reading_what_another_process_wrote(tmp_path: Path) -> None:
             last = pipeline.use(before)
             if last is not None:
                 last.close()
+
+
+def test_times_with_a_fraction(captured_traces: CapturedTraces) -> None:
+    """A time given as a float counts as whole nanoseconds, and can be read, searched and printed as JSON."""
+    low, began = Client(), 1_750_000_000_000_000_000.0
+    root = low.start_trace("root", start_time_ns=began)  # type: ignore[arg-type]
+    child = low.start_span("child", trace_id=root.trace_id, parent_id=root.span_id, start_time_ns=began)  # type: ignore[arg-type]
+    low.end_span(root.trace_id, child.span_id, end_time_ns=began + 1e6)  # type: ignore[arg-type]
+    low.end_trace(root.trace_id, end_time_ns=began + 2e6)  # type: ignore[arg-type]
+    (trace,) = captured_traces
+    times = [(span.start_time_ns, span.end_time_ns) for span in trace.data.spans]
+    assert times == [(int(began), int(began + 2e6)), (int(began), int(began + 1e6))]
+    assert all(type(time) is int for pair in times for time in pair)
+    assert type(trace.info.execution_duration) is int and '"root"' in trace.to_json()
+    assert len(tracemw.search_traces("execution_time < 3ms AND timestamp > 1")) == 1

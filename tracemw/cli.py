@@ -71,6 +71,16 @@ def main() -> None:
     cli(prog_name="tracemw")
 
 
+class _Seconds(click.FloatRange):
+    """A number of seconds that a clock can count."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = super().convert(value, param, ctx)
+        if not seconds < 1e9:
+            self.fail(f"{value} is too long.", param, ctx)
+        return float(seconds)
+
+
 _store_option = click.option("--store", "store_url", metavar="URL|PATH", help="The store to read.")
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -191,7 +201,7 @@ def _not_one(wanted: str, found: Sequence[StoredTrace]) -> NoReturn:
 @cli.command()
 @click.argument("filter_string", metavar="[FILTER]", required=False)
 @click.option("--last", default=10, show_default=True, type=click.IntRange(min=0), help="Traces to begin with.")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(min=0.05), metavar="SECONDS")
+@click.option("--interval", default=1.0, show_default=True, type=_Seconds(min=0.05), metavar="SECONDS")
 @click.option("--once", is_flag=True, help="Print what is there and end.")
 @_store_option
 @_json_option
@@ -312,7 +322,7 @@ def purge(
 @cli.command()
 @click.option("--to", "destination", metavar="URL", help="Where to, if not TRACEMW_DESTINATION.")
 @click.option("--once", is_flag=True, help="End when nothing is left that can be delivered now.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="End after so long at most.")
+@click.option("--timeout", type=_Seconds(min=0), metavar="SECONDS", help="End after so long at most.")
 @click.option("--retry", is_flag=True, help="Also try again the traces that were given up.")
 @_store_option
 @_json_option
@@ -322,6 +332,7 @@ def deliver(
     """Deliver what waits in the store to MLflow or an OTLP collector.
 
     Applications do this themselves while they run; this is for what they left behind, or to run beside them.
+    With --once it ends with 1 if a trace that has ended could not be delivered.
 
     \b
     Examples:
@@ -348,8 +359,11 @@ def deliver(
     if as_json:
         _print_json(dataclasses.asdict(result))
     else:
-        click.echo(f"delivered {result.delivered} traces; {result.waiting} wait, {result.dead} were given up")
-    if result.problem or (once and result.waiting):
+        later = f" ({result.unfinished} of them have not ended)" if result.unfinished else ""
+        click.echo(
+            f"delivered {result.delivered} traces; {result.waiting} wait{later}, {result.dead} were given up"
+        )
+    if result.problem or (once and result.waiting > result.unfinished):
         _fail(result.problem or "not everything could be delivered", NOT_FOUND)
 
 

@@ -39,9 +39,11 @@ def duration(nanoseconds: float | None) -> str:
     """Return a duration as people say it: `350 µs`, `12.3 ms`, `1.24 s`, `2 m 05 s`."""
     if nanoseconds is None:
         return "-"
+    if nanoseconds < 0:  # it ended before it began, as whoever timed it said
+        return f"-{duration(-nanoseconds)}"
     for limit, unit, digits in ((1e6, "µs", 0), (1e9, "ms", 1), (60e9, "s", 2)):
         scaled = nanoseconds / {"µs": 1e3, "ms": 1e6, "s": 1e9}[unit]
-        if nanoseconds < limit:
+        if nanoseconds < limit and round(scaled) < 1000:
             return f"{scaled:.{digits if scaled < 100 else 0}f} {unit}"
     minutes, seconds = divmod(round(nanoseconds / 1e9), 60)
     hours, minutes = divmod(minutes, 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -169,12 +170,27 @@ def forged(*place: object) -> str:
 @pytest.mark.parametrize(
     "token",
     ["", "x", "\ud800", "bm90IGpzb24", base64.urlsafe_b64encode(json.dumps({"a": 1}).encode()).decode(),
-     forged(), forged(1, 2), forged([1]), forged({}), "W" * 100_000],
+     forged(), forged(1, 2), forged([1]), forged({}), forged(2**63), forged(-(10**30)), forged("\ud800"),
+     "W" * 100_000],
 )  # fmt: skip
 def test_what_is_no_token(store: Store, token: str) -> None:
     """Anything else is an error of the caller's that says what to do."""
     with pytest.raises(FilterError, match="leave it out"):
         store.search(page_token=token)
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63 - 1, 2**63, 10**30])
+def test_pages_of_any_size(store: Store, number: int) -> None:
+    """A page larger than any number of traces is all of them."""
+    store.write([trace(n) for n in range(4)], [])
+    assert len(store.search(max_results=number).traces) == 4
+
+
+@pytest.mark.parametrize("number", [1.5, 10.0, "10", True, None])
+def test_pages_of_what_is_no_number(store: Store, number: Any) -> None:
+    """A page has a whole number of traces."""
+    with pytest.raises(FilterError, match="must be a whole number"):
+        store.search(max_results=number)
 
 
 @pytest.mark.parametrize("number", [0, -1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -315,6 +316,32 @@ def test_numbers_of_any_size(start: int, duration: int, code: int) -> None:
         store.write([trace(1, start_ns=start, duration_ns=duration, status_code=code)], [span(1, start_ns=start)])
         limit = 2**63 - 1
         assert stored(store, 1).row.start_ns == max(-limit, min(limit, start))
+
+
+@given(st.floats(), st.floats(), st.floats())
+def test_times_with_a_fraction(start: float, end: float, duration: float) -> None:
+    """Times are whole nanoseconds, whatever came; the batch is not held up by what is no number."""
+    with open_store("memory:") as store:
+        rows = [trace(1, start_ns=start, duration_ns=duration)], [span(1, start_ns=start, end_ns=end)]
+        store.write(*rows)
+        found = stored(store, 1)
+        times = (found.row.start_ns, found.row.duration_ns, found.spans[0].start_ns, found.spans[0].end_ns)
+        assert all(type(time) is int and abs(time) < 2**63 for time in times)
+        if math.isfinite(end) and abs(end) < 2**62:
+            assert found.spans[0].end_ns == int(end)
+
+
+def test_fractions_of_an_older_version(store: Store) -> None:
+    """A file that has times with fractions in it is read as if it had none."""
+    store.write([trace(1)], [span(1)])
+    with store._writing() as connection:
+        connection.execute("UPDATE traces SET start_ns = start_ns + 256.5 - start_ns, duration_ns = 3.5")
+        connection.execute("UPDATE spans SET start_ns = 1.5, end_ns = 2.5")
+    found = stored(store, 1)
+    assert (found.row.start_ns, found.row.duration_ns) == (256, 3)
+    assert (found.spans[0].start_ns, found.spans[0].end_ns) == (1, 2)
+    store.write([trace(1, duration_ns=9)], [])
+    assert stored(store, 1).row.start_ns == trace(1).start_ns
 
 
 @pytest.mark.parametrize("bad", [{"name": None}, {"metadata": {1: object()}}, {"tags": {"a": None}}, {"route": 7}])

@@ -37,6 +37,10 @@ _UNDELIVERED = (
     " WHERE o.dead = 0 AND o.trace <= ? AND t.state <> 'IN_PROGRESS')"
 )
 _DEAD = "SELECT count(*) FROM outbox WHERE dead = 1 AND trace <= ?"
+_UNFINISHED = (
+    "SELECT count(*) FROM outbox AS o JOIN traces AS t ON t.id = o.trace"
+    " WHERE o.dead = 0 AND o.attempts = 0 AND t.state = 'IN_PROGRESS'"
+)
 _LEFT = "SELECT EXISTS (SELECT 1 FROM outbox WHERE dead = 0 AND (attempts > 0 OR due_ns <= ?))"
 
 
@@ -183,12 +187,14 @@ class Delivered:
         waiting: Traces that still wait in the store.
         dead: Traces whose delivery was given up, in the store.
         problem: What kept traces from being delivered at the end; None if nothing did.
+        unfinished: Waiting traces that have not ended: they are due when they do, or ten minutes after they began.
     """
 
     delivered: int
     waiting: int
     dead: int
     problem: str | None
+    unfinished: int = 0
 
 
 def run_deliverer(
@@ -239,7 +245,8 @@ def run_deliverer(
         finally:
             courier.close()
         left = store.outbox_stats()
-        return Delivered(courier.counts["delivered"], left.waiting, left.dead, courier.problem)
+        unfinished = store.read(_UNFINISHED)[0][0]
+        return Delivered(courier.counts["delivered"], left.waiting, left.dead, courier.problem, unfinished)
 
 
 def _deliver(

@@ -13,6 +13,7 @@ from tracemw.bodies import REQUEST, RESPONSE
 from tracemw.capture import Redactor, redact_json_text, redact_text
 from tracemw.previews import request_preview, response_preview
 from tracemw.record import TraceRecord
+from tracemw.store.codec import within
 from tracemw.store.rows import SpanRow, TraceRow
 
 SPAN_TYPE: Final = "mlflow.spanType"
@@ -37,13 +38,13 @@ def span_row(record: TraceRecord | None, span: ReadableSpan, redactor: Redactor)
     scope = span.instrumentation_scope.name if span.instrumentation_scope else None
     if attributes.pop(REQUEST_ID, None) is not None and scope == MLFLOW_SCOPE:
         attributes = _native(attributes)
-    name, start, end = span.name, span.start_time or 0, span.end_time or 0
+    name, start, end = span.name, _ns(span.start_time), _ns(span.end_time)
     parent_id = span.parent.span_id if span.parent else None
     if record is not None:
         if context.span_id == record.root_span_id:
             attributes = {**attributes, **record.attributes, **_identity(record)}
             _redact(attributes, redactor)
-            name, start, end = record.name or name, record.start_ns or start, record.end_ns or end
+            name, start, end = record.name or name, _ns(record.start_ns) or start, _ns(record.end_ns) or end
         else:
             parent_id = record.parent_of_kept(parent_id)
     status = span.status
@@ -98,8 +99,8 @@ def trace_row(record: TraceRecord) -> TraceRow:
         root_span_id=f"{record.root_span_id:016x}",
         has_parent=record.has_parent,
         name=record.name,
-        start_ns=record.start_ns,
-        duration_ns=None if in_progress or record.end_ns is None else record.end_ns - record.start_ns,
+        start_ns=_ns(record.start_ns),
+        duration_ns=None if in_progress or record.end_ns is None else _ns(record.end_ns - record.start_ns),
         state="IN_PROGRESS" if in_progress else state_of(record),
         outcome=record.outcome,
         method=attributes.get("http.request.method"),
@@ -120,7 +121,7 @@ def foreign_trace_row(span: ReadableSpan) -> TraceRow:
     context = span.context
     assert context is not None
     attributes: Mapping[str, Any] = span.attributes or {}
-    start, end = span.start_time or 0, span.end_time or 0
+    start, end = _ns(span.start_time), _ns(span.end_time)
     return TraceRow(
         trace_id=f"{context.trace_id:032x}",
         root_span_id=f"{context.span_id:016x}",
@@ -232,7 +233,7 @@ def _events(events: Sequence[Any]) -> str:
         return "[]"
     return _json(
         [
-            {"name": event.name, "time_ns": event.timestamp, "attributes": dict(event.attributes or {})}
+            {"name": event.name, "time_ns": _ns(event.timestamp), "attributes": dict(event.attributes or {})}
             for event in events
         ]
     )
@@ -268,6 +269,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _ns(moment: Any) -> int:
+    """Return a time as the whole number it should be: OpenTelemetry takes whatever its caller gives."""
+    return moment if moment.__class__ is int else within(moment or 0)
 
 
 def _text(value: Any) -> str | None:

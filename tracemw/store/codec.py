@@ -29,7 +29,7 @@ _metadata = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Unclean(ValueError):
-    """A text holds a NUL character; lone surrogates make SQLite's driver raise by themselves."""
+    """A text holds a NUL, or a time a fraction; lone surrogates make SQLite's driver raise by themselves."""
 
 
 def trace_values(row: TraceRow) -> tuple[Any, ...]:
@@ -51,6 +51,10 @@ def trace_row(values: Sequence[Any]) -> TraceRow:
     """Return the trace of the values of `TRACE_FIELDS`."""
     row = TraceRow(*values)
     row.has_parent = bool(row.has_parent)
+    if row.start_ns.__class__ is float:  # an older version stored fractions as they came
+        row.start_ns = within(row.start_ns)
+    if row.duration_ns.__class__ is float:
+        row.duration_ns = within(row.duration_ns)
     row.metadata = json.loads(values[16])
     row.tags = json.loads(values[17])
     return row
@@ -66,11 +70,30 @@ def span_values(trace: int, row: SpanRow) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def span_row(trace_id: str, values: Sequence[Any]) -> SpanRow:
+    """Return the span of the values of `SPAN_COLUMNS`."""
+    row = SpanRow(trace_id, *values)
+    if row.start_ns.__class__ is float or row.end_ns.__class__ is float:
+        row.start_ns, row.end_ns = within(row.start_ns), within(row.end_ns)
+    return row
+
+
 def _checked(values: tuple[Any, ...]) -> tuple[Any, ...]:
     for value in values:
-        if value.__class__ is str and "\0" in value:
+        kind = value.__class__
+        if (kind is str and "\0" in value) or kind is float:
             raise Unclean
     return values
+
+
+def within(value: Any) -> int:
+    """Return the nearest integer of 64 bits; 0 for what is no number."""
+    try:
+        return max(-_INT64, min(_INT64, int(value)))
+    except OverflowError:  # infinite
+        return _INT64 if value > 0 else -_INT64
+    except ValueError:  # float("nan")
+        return 0
 
 
 def cleaned_traces(rows: Iterable[TraceRow]) -> list[TraceRow]:
@@ -104,4 +127,4 @@ def _value(value: Any, kind: str) -> Any:
         return {clean(str(key)): clean(str(item)) for key, item in dict(value).items() if item is not None}
     if kind.startswith("str"):
         return clean(str(value))
-    return max(-_INT64, min(_INT64, int(value)))
+    return within(value)

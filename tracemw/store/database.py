@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tracemw.errors import FilterError, StoreError
 
 from . import outbox, reader, retention, writer
-from .codec import cleaned_spans, cleaned_traces
+from .codec import cleaned_spans, cleaned_traces, within
 from .connections import Pool, transaction
 from .outbox import DeadLetter, OutboxStats
 from .reader import Cursor
@@ -23,6 +23,9 @@ from .schema import prepare
 if TYPE_CHECKING:
     from .compare import Group
     from .filter import Order, Where
+
+LONGEST = 9e9  # seconds; ages beyond it are the same as none
+MOST = 2**31  # traces of one page; more than a file holds
 
 # What a row with a text or a number that SQLite cannot take raises; the rows are then cleaned and written again.
 _UNCLEAN = (
@@ -147,6 +150,8 @@ class Store:
         if trace_ids is None and older_than_ns is None and filter_string is None:
             raise ValueError("say which traces to delete: trace_ids, older_than_ns or filter_string")
         named = None if trace_ids is None else list(trace_ids)
+        if older_than_ns is not None:
+            older_than_ns = within(older_than_ns)
         where = _where(filter_string)
         removed = 0
         while max_traces is None or removed < max_traces:
@@ -173,7 +178,7 @@ class Store:
         Raises:
             StoreError: The file cannot be written.
         """
-        before = None if max_age_s is None else time.time_ns() - int(max_age_s * 1e9)
+        before = None if max_age_s is None else time.time_ns() - int(min(max_age_s, LONGEST) * 1e9)
         excess = retention.Excess(before, max_size_bytes)
         removed = 0
         for undelivered in (False, True):
@@ -227,13 +232,12 @@ class Store:
             FilterError: The filter, the order or the page token cannot be understood.
             StoreError: The file cannot be read.
         """
-        if max_results < 1:
-            raise FilterError(f"max_results is {max_results}: ask for 1 trace at least")
+        limit = _limit(max_results)
         where, order = _where(filter_string), _order(order_by)
         query = [filter_string, [order_by] if isinstance(order_by, str) else list(order_by or ())]
         after = None if page_token is None else reader.place_of(page_token, query, reader.length(order))
         with self._reading() as connection:
-            ids, place = reader.page(connection, where, order, max_results, after)
+            ids, place = reader.page(connection, where, order, limit, after)
             traces = reader.by_ids(connection, ids, include_spans)
         return StoredPage(traces, None if place is None else reader.token_of(place, query))
 
@@ -348,6 +352,14 @@ def _path(url: str) -> str | None:
     if "\0" in path:
         raise StoreError(f"{url!r} is no store: there is a NUL character in the path")
     return os.path.abspath(path)
+
+
+def _limit(max_results: int) -> int:
+    if isinstance(max_results, bool) or not isinstance(max_results, int):
+        raise FilterError(f"max_results is {max_results!r}: it must be a whole number")
+    if max_results < 1:
+        raise FilterError(f"max_results is {max_results}: ask for 1 trace at least")
+    return min(max_results, MOST)
 
 
 def _where(filter_string: str | None) -> Where | None:

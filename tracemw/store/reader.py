@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tracemw.errors import FilterError
 
 from . import tokens
-from .codec import SPAN_COLUMNS, TRACE_FIELDS, trace_row
-from .rows import SpanRow, StoredTrace
+from .codec import SPAN_COLUMNS, TRACE_FIELDS, clean, span_row, trace_row, within
+from .rows import StoredTrace
 
 if TYPE_CHECKING:
     from .filter import Order, Where
@@ -60,7 +60,7 @@ def by_ids(connection: sqlite3.Connection, ids: Sequence[int], spans: bool) -> l
             f"SELECT trace, {_SPAN_FIELDS} FROM spans WHERE trace {_AMONG} ORDER BY trace, start_ns, id", (chosen,)
         ):
             stored = found[trace]
-            stored.spans.append(SpanRow(stored.row.trace_id, *values))
+            stored.spans.append(span_row(stored.row.trace_id, values))
     return [found[id] for id in ids if id in found]
 
 
@@ -153,7 +153,7 @@ def place_of(token: str, query: Sequence[Any], terms: int) -> list[Any]:
         known = (
             fingerprint == _fingerprint(query)
             and len(place) == terms
-            and all(value is None or isinstance(value, (int, float, str)) for value in place)
+            and all(map(_is_stored, place))
         )
     except (ValueError, TypeError, RecursionError):
         known = False
@@ -163,6 +163,13 @@ def place_of(token: str, query: Sequence[Any], terms: int) -> list[Any]:
             "or leave it out to begin at the first page"
         )
     return place
+
+
+def _is_stored(value: Any) -> bool:
+    """True for what a column may hold."""
+    if isinstance(value, str):
+        return clean(value) == value
+    return value is None or isinstance(value, float) or (isinstance(value, int) and within(value) == value)
 
 
 def _fingerprint(query: Sequence[Any]) -> str:

@@ -12,6 +12,7 @@ from .match import Param
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _LIMIT: Final = 2**63 - 1
+_LONGEST: Final = 100  # characters of a duration or a size on the command line
 _UNITS: Final = {
     "ns": Fraction(1, 1_000_000),
     "us": Fraction(1, 1_000),
@@ -118,6 +119,8 @@ def seconds_of(text: str) -> float:
     """
     if not _DURATION.fullmatch(text.strip()):
         raise ValueError(f"{text!r} is no duration: write 90s, 12h, 7d or 2w")
+    if len(text) > _LONGEST:
+        raise ValueError(f"{text[:_LONGEST]}... is too long for a duration")
     return float(_milliseconds(text) / 1000)
 
 
@@ -130,6 +133,8 @@ def bytes_of(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise ValueError(f"{text!r} is no size: write 500MB or 2GiB")
+    if len(text) > _LONGEST:
+        raise ValueError(f"{text[:_LONGEST]}... is too long for a size")
     base = 1024 if found[3] else 1000
     return int(float(found[1]) * base ** " kmgt".index((found[2] or " ").lower()))
 

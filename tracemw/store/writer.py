@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import bulk, tokens
-from .codec import SPAN_COLUMNS, TRACE_COLUMNS, TRACE_FIELDS, clean, span_values, trace_row, trace_values
+from .codec import SPAN_COLUMNS, TRACE_COLUMNS, TRACE_FIELDS, clean, span_values, trace_row, trace_values, within
 from .keys import free_keys
 from .outbox import enqueue
 from .rows import SpanRow, TraceRow
@@ -169,7 +169,8 @@ def _number(connection: sqlite3.Connection, fresh: list[Known], changed: list[Kn
             trace.id = number
     moved = fresh + [trace for trace in changed if trace.stored and trace.stored[0].start_ns != trace.row.start_ns]
     if moved:
-        for trace, key in zip(moved, free_keys(connection, [trace.row.start_ns for trace in moved]), strict=True):
+        keys = free_keys(connection, [within(trace.row.start_ns) for trace in moved])
+        for trace, key in zip(moved, keys, strict=True):
             trace.start_key = key
 
 
