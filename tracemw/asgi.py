@@ -74,10 +74,12 @@ class TraceMiddleware:
             await self._lifespan(scope, receive, send)
         elif (outer := scope.get(KEY)) is not None:
             await self._enrich(outer, scope, receive, send)
-        elif (connection := self._open(scope)) is not None:
+        elif (connection := self._open(scope)) is None:
+            await self.app(scope, receive, send)
+        elif connection.request.record.recording:
             await self._serve(connection, scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self._pass_on(connection, scope, receive, send)
 
     async def _serve(self, connection: Connection, scope: Scope, receive: Receive, send: Send) -> None:
         request = connection.request
@@ -104,6 +106,18 @@ class TraceMiddleware:
         except BaseException as exc:
             connection.left(exc)
             raise
+        finally:
+            connection.leave()
+
+    async def _pass_on(self, connection: Connection, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a connection that is not recorded: its response gets our headers, nothing else is looked at."""
+
+        async def telling_send(message: Message) -> None:
+            await send(connection.sending(message) or message)
+
+        connection.enter()
+        try:
+            await self.app(scope, receive, telling_send)
         finally:
             connection.leave()
 

@@ -94,6 +94,13 @@ class Unrecorded(Connection):
             return with_headers(self.request, message) if self._adds_headers else None
         return None
 
+    @guarded()
+    def leave(self) -> None:
+        """Restore the context of the server; there is nothing to end."""
+        self.request.release()
+        if self._token is not None:
+            otel_context.detach(self._token)
+
 
 class Exchange(Connection):
     """One HTTP request and its response."""

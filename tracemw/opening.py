@@ -106,12 +106,12 @@ class RequestTracer:
             peer: The address that the request came from.
         """
         name = method if method in METHODS or method == "WS" else OTHER_METHOD
-        ambient: Any = trace_api.get_current_span()
+        ambient: Any = otel_context.get_current().get(_SPAN_KEY)
         if path in self._excluded or (self._excluded_pattern is not None and self._excluded_pattern.match(path)):
             request = self._suppressed(carrier, name, "excluded")
-        elif ambient is not trace_api.INVALID_SPAN and is_root_of(carrier, ambient):
+        elif ambient is not None and is_root_of(carrier, ambient):
             request = self._adopt(carrier, ambient, name, described)
-        elif ambient is not trace_api.INVALID_SPAN and is_left_out(carrier, ambient):
+        elif ambient is not None and is_left_out(carrier, ambient):
             request = self._suppressed(carrier, name, "sampled_out")
         else:
             request = self._open_own(carrier, identity, name, described, peer)

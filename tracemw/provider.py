@@ -169,10 +169,16 @@ def _look(current: Any) -> None:
     if joined:
         add_processor(current)
     made_by: Any = current if joined else _private()
+    tracer = made_by.get_tracer(SCOPE)
+    if not joined and isinstance(getattr(tracer, "sampler", None), _FollowParent):
+        from tracemw.lightspan import light
+        from tracemw.pipeline.processor import PROCESSOR
+
+        tracer = light(tracer, _random.getrandbits, PROCESSOR.on_end)
     with _providers.lock:
         _providers.joined = joined
         _providers.made_by = made_by
-        _providers.tracer = made_by.get_tracer(SCOPE)
+        _providers.tracer = tracer
         _providers.seen = _registered()
 
 

@@ -30,6 +30,7 @@ PASSING = {
     "asgi.TraceMiddleware.__init__",
     "asgi.TraceMiddleware.__call__",
     "asgi.TraceMiddleware._serve",
+    "asgi.TraceMiddleware._pass_on",
     "asgi.TraceMiddleware._enrich",
     "asgi.TraceMiddleware._lifespan",
     "asgi._built_by_framework",

@@ -18,7 +18,7 @@ import tracemw
 from tests.request.drive import ask, ask_wsgi, environ, http_scope
 from tests.request.look import root
 from tests.servers import clean_environment
-from tracemw import config, pipeline
+from tracemw import config, pipeline, provider
 from tracemw.errors import StoreError
 from tracemw.pipeline.writer import Pipeline
 from tracemw.store.rows import SpanRow, TraceRow
@@ -139,17 +139,21 @@ def test_a_file_wrapper_that_is_no_class() -> None:
 
 
 def test_a_request_that_is_left_out_makes_no_span(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Excluded and unsampled requests do not even ask the SDK."""
+    """Excluded and unsampled requests do not even ask for a span."""
     with capture_traces():
+        tracer = type(provider.tracer())
         made = [
             tracemw.TraceMiddleware(app, exclude=["/"]),
             tracemw.TraceMiddleware(app, sample_rate=0.0),
         ]
         asked: list[Any] = []
-        monkeypatch.setattr(SDKTracer, "start_span", lambda *args, **options: asked.append(args))
+        for kind in {tracer, SDKTracer}:
+            monkeypatch.setattr(kind, "start_span", lambda *args, **options: asked.append(args))
         for one in made:
             assert ask(one).status == 200
-    assert asked == []
+        assert asked == []
+        assert ask(tracemw.TraceMiddleware(app)).status == 200
+    assert len(asked) == 1
 
 
 PROVIDER = """
