@@ -92,6 +92,31 @@ def test_without_work_the_thread_sleeps() -> None:
     pipeline.close()
 
 
+def test_flush_tells_of_an_attempt_made_after_it_was_called() -> None:
+    """A store that was mended while the last attempt failed takes what is there; `flush` says so."""
+    sink, refuse = ListSink(), threading.Event()
+
+    class Mended:
+        def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
+            if not refuse.is_set():
+                assert refuse.wait(10)
+                raise StoreError("no database: move it away", retry=False)
+            time.sleep(0.1)  # whoever was told of the first attempt is awake by now
+            sink.write(traces, spans)
+
+    pipeline = Pipeline(Mended(), Settings())
+    put(pipeline, 1)
+    wait_for(lambda: not pipeline._queue)
+    answers: list[bool] = []
+    asking = threading.Thread(target=lambda: answers.append(pipeline.flush(10)))
+    asking.start()
+    wait_for(lambda: pipeline._queue)
+    refuse.set()
+    asking.join()
+    assert answers == [True] and len(sink.spans) == 1
+    pipeline.close()
+
+
 def closing_takes() -> float:
     """Seconds that it takes to close a pipeline that has nothing left to write."""
     pipeline = Pipeline(ListSink(), Settings())

@@ -219,7 +219,8 @@ class Pipeline:
             items, markers = self._take()
             if items:
                 self._encode(items)
-            stored = stored and self._write_spool()  # once refused, the rest only leaves the queue
+            if stored or markers:  # once refused, the rest only leaves the queue, unless somebody asks
+                stored = self._write_spool()
             if not stored:
                 self._bound_spool()
             for marker in markers:
