@@ -2,11 +2,13 @@
 
 What is used of Flask: `Request.url_rule`, reached through the `werkzeug.request` that Werkzeug puts into the
 environ, `Flask.view_functions`, `Flask.wsgi_app`, `flask.g`, the signal `got_request_exception`. Documented as
-internal: the dictionaries of functions that run before and after requests and on errors.
+internal: the dictionaries of functions that run before and after requests and on errors. Not documented: the
+variable `ctx` of `Flask.wsgi_app`, for the route of a request that dies.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +34,7 @@ class FlaskAdapter(Adapter):
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the rule that was chosen, as it was written, below what the application is mounted under."""
-        served = carrier.get("werkzeug.request")
+        served = carrier.get("werkzeug.request") or _left_request()
         rule = getattr(served, "url_rule", None)
         if served is None or rule is None:
             return None
@@ -68,6 +70,19 @@ class FlaskAdapter(Adapter):
             app: Any = self.app
             app.wsgi_app = WSGITraceMiddleware(app.wsgi_app, **options)
         return True
+
+
+def _left_request() -> Any:
+    """Return the request that an exception has just left which Flask tells nobody of: a `BaseException`.
+
+    By then Flask has taken the request out of the environ; its own frame in the traceback still knows it.
+    """
+    traceback = sys.exc_info()[2]
+    while traceback is not None:
+        if traceback.tb_frame.f_code is Flask.wsgi_app.__code__:
+            return getattr(traceback.tb_frame.f_locals.get("ctx"), "request", None)
+        traceback = traceback.tb_next
+    return None
 
 
 @guarded()

@@ -323,6 +323,24 @@ def test_what_is_no_exception_is_no_error_and_not_ok(
     assert captured_traces[0].info.state == "STATE_UNSPECIFIED"
 
 
+def test_a_time_out_that_is_no_exception_is_an_error(captured_traces: CapturedTraces) -> None:
+    """What has to get past `except Exception` (gevent's Timeout) fails the call that it leaves."""
+
+    class TimeIsUp(BaseException):
+        pass
+
+    @tracemw.trace
+    def slow() -> None:
+        raise TimeIsUp("3 s")
+
+    with pytest.raises(TimeIsUp):
+        slow()
+    span = only_span(captured_traces)
+    assert (span.status.status_code, span.status.description) == (SpanStatusCode.ERROR, "TimeIsUp: 3 s")
+    assert [event.name for event in span.events] == ["exception"]
+    assert captured_traces[0].info.state == "ERROR"
+
+
 def test_a_cancelled_coroutine_is_recorded(captured_traces: CapturedTraces) -> None:
     """A task that is cancelled while it waits ends its span as cancelled, and the cancellation goes on."""
 

@@ -17,19 +17,33 @@ MESSAGE_LIMIT: Final = 4_000  # characters
 STACKTRACE_LIMIT: Final = 32_000
 
 
+# By name, since nothing is imported for them; of asyncio, trio and greenlet (gevent).
+_CANCELLED: Final = frozenset({"CancelledError", "Cancelled", "GreenletExit", "GeneratorExit"})
+
+
 def outcome_of(exc: BaseException) -> str | None:
     """Return how a span ended that was left by this exception; None where that is an error.
 
-    What is no `Exception` is no error: a task was cancelled, a generator closed, the process told to stop.
+    No errors are: a cancelled task, a closed generator, and the process told to stop. Others that are no
+    `Exception` are: a time-out that has to get past `except Exception` (gevent.Timeout) is one.
     """
     if isinstance(exc, Exception):
         return None
     if isinstance(exc, (KeyboardInterrupt, SystemExit)):
         return "interrupted"
     children = getattr(exc, "exceptions", None)  # BaseExceptionGroup, Python 3.11
-    if isinstance(children, tuple) and any(outcome_of(child) is None for child in children):
-        return None
-    return "cancelled"
+    if isinstance(children, tuple) and children:
+        outcomes = [outcome_of(child) for child in children]
+        return None if None in outcomes else outcomes[0]
+    return "cancelled" if any(kind.__name__ in _CANCELLED for kind in type(exc).__mro__) else None
+
+
+def outcome_of_request(exc: BaseException) -> str:
+    """Return how a request ended whose application this exception left.
+
+    `SystemExit` cuts the client off: gunicorn ends a worker with it whose request took too long.
+    """
+    return "error" if isinstance(exc, SystemExit) or outcome_of(exc) is None else "cancelled"
 
 
 def exception_attributes(exc: BaseException) -> dict[str, str]:

@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from tracemw import afterwards, scope
 from tracemw.bodies import REQUEST, RESPONSE, Tee
-from tracemw.failure import EVENT, MESSAGE, TYPE, outcome_of, record_exception
+from tracemw.failure import EVENT, MESSAGE, TYPE, outcome_of, outcome_of_request, record_exception
 from tracemw.guard import guarded
 from tracemw.logging import describe
 from tracemw.record import LATE_FAILED, TraceRecord
@@ -300,7 +300,7 @@ class RequestTrace:
         if exc is not None:
             if self._follows_leaving(exc):
                 return "disconnected"
-            return "error" if outcome_of(exc) is None else "cancelled"
+            return outcome_of_request(exc)
         if self.failure is not None or (self.status is not None and self.status >= 500):
             return "error"
         if self._left_ns:

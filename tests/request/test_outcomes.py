@@ -233,6 +233,14 @@ def test_a_refused_second_answer_does_not_change_the_status() -> None:
     assert outcome(traces)[4] == ["too late"]
 
 
+class TimeIsUp(BaseException):
+    """What has to get past `except Exception`, as gevent's Timeout."""
+
+
+class Cancelled(BaseException):
+    """As trio names it."""
+
+
 def stream(then: BaseException | None, **more: Any) -> Any:
     """An ASGI application that sends half a response."""
 
@@ -256,7 +264,10 @@ def test_half_a_response_is_an_error() -> None:
     ("exc", "expected"),
     [
         (KeyboardInterrupt(), (200, "STATE_UNSPECIFIED", "cancelled", None, [])),
-        (SystemExit(1), (200, "STATE_UNSPECIFIED", "cancelled", None, [])),
+        (GeneratorExit(), (200, "STATE_UNSPECIFIED", "cancelled", None, [])),
+        (Cancelled(), (200, "STATE_UNSPECIFIED", "cancelled", None, [])),
+        (SystemExit(1), (200, "ERROR", "error", "SystemExit", ["1"])),
+        (TimeIsUp("3 s"), (200, "ERROR", "error", f"{__name__}.TimeIsUp", ["3 s"])),
         (asyncio.CancelledError(), (200, "STATE_UNSPECIFIED", "cancelled", None, [])),
         (ConnectionRefusedError("refused"), (200, "ERROR", "error", "ConnectionRefusedError", ["refused"])),
         (BrokenPipeError("mail server"), (200, "ERROR", "error", "BrokenPipeError", ["mail server"])),
@@ -264,7 +275,10 @@ def test_half_a_response_is_an_error() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_what_leaves_the_application(exc: BaseException, expected: Any) -> None:
-    """What is no `Exception` cancels. A connection that the application has lost is an error: no client left."""
+    """Cancellations and interrupts are no errors, other exceptions are, also those that are no `Exception`.
+
+    A connection that the application has lost is an error: no client left.
+    """
 
     async def serve() -> None:
         conversation = Conversation()
@@ -282,8 +296,17 @@ def test_what_leaves_the_application(exc: BaseException, expected: Any) -> None:
     assert root(traces[0]).status.status_code == ("ERROR" if expected[1] == "ERROR" else "UNSET")
 
 
-@pytest.mark.parametrize("exc", [KeyboardInterrupt(), SystemExit(1)], ids=lambda exc: type(exc).__name__)
-def test_interrupts_pass_through_wsgi(exc: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("exc", "expected"),
+    [
+        (KeyboardInterrupt(), "cancelled"),
+        (Cancelled(), "cancelled"),
+        (SystemExit(1), "error"),
+        (TimeIsUp(), "error"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_interrupts_pass_through_wsgi(exc: BaseException, expected: str) -> None:
     """Likewise on WSGI: before the response, and in its body."""
 
     def at_once(env: Any, start_response: Any) -> Any:
@@ -295,11 +318,34 @@ def test_interrupts_pass_through_wsgi(exc: BaseException) -> None:
         raise exc
 
     with capture_traces() as traces:
-        with pytest.raises(type(exc)):
+        with pytest.raises(type(exc)) as caught:
             ask_wsgi(tracemw.WSGITraceMiddleware(at_once))
-        with pytest.raises(type(exc)):
+        assert caught.value is exc
+        with pytest.raises(type(exc)) as caught:
             ask_wsgi(tracemw.WSGITraceMiddleware(in_the_body)).read()
-    assert [root(trace).attributes["tracemw.outcome"] for trace in traces] == ["cancelled", "cancelled"]
+        assert caught.value is exc
+    assert [root(trace).attributes["tracemw.outcome"] for trace in traces] == [expected, expected]
+    assert [len(root(trace).events) for trace in traces] == [expected == "error"] * 2
+
+
+@pytest.mark.parametrize("exc", [SystemExit(1), TimeIsUp(), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+def test_the_route_of_a_request_that_dies(exc: BaseException) -> None:
+    """The route is known though the framework handles no `BaseException` and tells nobody of it."""
+    flask_app, fast = Flask("app"), FastAPI()
+    flask_app.wsgi_app = tracemw.WSGITraceMiddleware(flask_app.wsgi_app)  # type: ignore[method-assign]
+    fast.add_middleware(tracemw.TraceMiddleware)
+
+    @flask_app.get("/items/<int:number>")
+    @fast.get("/items/{number}")
+    def dies(number: int) -> Any:
+        raise exc
+
+    with capture_traces() as traces:
+        with pytest.raises(type(exc)):
+            ask_wsgi(flask_app.wsgi_app, environ("/items/3"))
+        with pytest.raises(type(exc)):
+            ask(fast, http_scope("/items/3"))
+    assert {root(trace).name for trace in traces} == {"GET /items/<int:number>", "GET /items/{number}"}
 
 
 def client_gone(spec_version: str) -> Any:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,22 @@ def test_a_background_task_under_uvicorn(tmp_path: Path) -> None:
     assert names(trace) == ["GET /task", "background work"]
     assert duration(trace) < 250
     assert trace.info.state == "OK"
+
+
+@pytest.mark.slow
+def test_a_request_that_gunicorn_ends(tmp_path: Path) -> None:
+    """A worker that takes too long is ended by gunicorn: the request is an error with its route and exception."""
+    with serve("sync", tmp_path, "--timeout", "1") as site:
+        with suppress(ConnectionError), site.server.open("GET", "/ids?sleep=30") as response:
+            assert response.status == 500  # as newer gunicorns answer; older ones cut the connection
+        (trace,) = site.traces(1)
+    span = root(trace)
+    assert (span.name, trace.info.state) == ("GET /ids", "ERROR")
+    assert (span.attributes["tracemw.outcome"], span.attributes["error.type"]) == ("error", "SystemExit")
+    (event,) = span.events
+    assert event.attributes["exception.type"] == "SystemExit"
+    assert "flask_ids" in event.attributes["exception.stacktrace"]
+    assert 900 <= duration(trace) < 20_000
 
 
 def test_gunicorn_access_log(tmp_path: Path) -> None:
