@@ -203,9 +203,11 @@ class TestAnyInput:
 
     def test_what_can_be_read_of_malformed_headers_is(self) -> None:
         """One malformed header does not cost the others."""
-        headers: Any = [(["no name"], b"v"), (bytearray(b"X-User-ID"), b"u"), None, (b"x-session-id", "text")]
+        headers: Any = [(["no name"], b"v"), (bytearray(b"X-User-ID"), b"u"), None, (b"x-session-id", 7)]
+        headers.append((b"x-request-id", "text and no bytes"))
         identity = READER.from_asgi(headers)
         assert identity.user_id == "u"
+        assert identity.client_request_id == "text and no bytes"
         assert identity.discarded == {"session_id.malformed": 1}
 
     @given(st.dictionaries(st.sampled_from(["HTTP_X_REQUEST_ID", "HTTP_X_USER_ID", "HTTP_BAGGAGE"]), st.text()))

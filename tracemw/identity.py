@@ -139,7 +139,7 @@ class IdentityReader:
             The identity; never raises.
         """
         try:
-            hits = [(code, _wsgi_bytes(environ[key])) for key, code in self._wsgi if key in environ]
+            hits = [(code, _wsgi_value(environ[key])) for key, code in self._wsgi if key in environ]
         except Exception:  # no mapping
             hits = []
         return self._identity(hits)
@@ -212,8 +212,8 @@ def clean_id(field: str, value: object) -> str | None:
         return None
 
 
-def _request_id(raw: bytes) -> str:
-    return _checked_request_id(raw.strip(b" \t").decode("latin-1"))
+def _request_id(raw: bytes | str) -> str:
+    return _checked_request_id(_latin(raw).strip(" \t"))
 
 
 def _checked_request_id(text: str) -> str:
@@ -224,7 +224,9 @@ def _checked_request_id(text: str) -> str:
     raise _Discard("characters", "has other characters than printable ASCII")
 
 
-def _person(raw: bytes) -> str:
+def _person(raw: bytes | str) -> str:
+    if isinstance(raw, str):
+        return _checked_person(raw.strip(" \t"))
     raw = raw.strip(b" \t")
     if len(raw) > 4 * MAX_ID:  # before it is decoded: nobody pays for a megabyte
         raise _Discard("too_long", f"is longer than {MAX_ID} characters")
@@ -244,8 +246,12 @@ def _checked_person(text: str) -> str:
     raise _Discard("characters", "has control characters or surrogates")
 
 
-def _joined(before: str | None, raw: bytes) -> str:
-    text = raw.decode("latin-1")
+def _latin(raw: bytes | str) -> str:
+    return raw if isinstance(raw, str) else raw.decode("latin-1")
+
+
+def _joined(before: str | None, raw: bytes | str) -> str:
+    text = _latin(raw)
     return text if before is None else f"{before},{text}"
 
 
@@ -276,8 +282,10 @@ def _tolerant_hits(names: Mapping[bytes, int], headers: Any) -> list[tuple[int, 
     return hits
 
 
-def _wsgi_bytes(value: Any) -> Any:
-    """Return the bytes that a WSGI string stands for; what has none is left to be counted."""
+def _wsgi_value(value: Any) -> Any:
+    """Return ASCII text, or the bytes that a WSGI string stands for; what has none is left to be counted."""
+    if type(value) is str and value.isascii():
+        return value
     for encoding in ("latin-1", "utf-8"):  # the second for a server that has decoded by itself
         try:
             return value.encode(encoding)

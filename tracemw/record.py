@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +37,10 @@ MODEL_METADATA: Final = "mlflow.modelId"
 LATE: Final = 1  # of `TraceRecord.late`
 LATE_FAILED: Final = 2
 
-_alive: weakref.WeakValueDictionary[int, TraceRecord] = weakref.WeakValueDictionary()
+# A `WeakValueDictionary` in the small: what forgets a record is C all the way, and is on every request's way. The
+# reference that forgets is the one in the dictionary: once another has taken its place it does nothing any more.
+_alive: dict[int, weakref.ref[TraceRecord]] = {}
+_forget: Final = _alive.pop
 _others: weakref.WeakValueDictionary[tuple[int, int], TraceRecord] = weakref.WeakValueDictionary()
 several = False  # some trace of this process has had more than one root here
 
@@ -92,12 +96,12 @@ class TraceRecord:
         if self.has_parent and self._is_another():
             note_span(self, self.root_span_id)
         else:
-            _alive[self.trace_id] = self
+            _alive[self.trace_id] = weakref.ref(self, partial(_forget, self.trace_id))
 
     def _is_another(self) -> bool:
         """True where the trace has a living record already; it lives on as long as this one."""
         global several
-        first = _alive.get(self.trace_id)
+        first = _living(self.trace_id)
         if first is not None and first is not self:
             self.first, several = first, True
         return self.first is not None
@@ -197,7 +201,12 @@ def record_of(trace_id: int, span_id: int = 0) -> TraceRecord | None:
     """
     if several and (other := _others.get((trace_id, span_id))) is not None:
         return other
-    return _alive.get(trace_id)
+    return _living(trace_id)
+
+
+def _living(trace_id: int) -> TraceRecord | None:
+    found = _alive.get(trace_id)
+    return None if found is None else found()
 
 
 def note_span(record: TraceRecord, span_id: int) -> None:

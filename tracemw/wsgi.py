@@ -287,8 +287,9 @@ class _Body:
         response = self._response
         try:
             if self._iterator is None:
-                self._iterator = response.inside(iter, self._iterable)
-            part: bytes = response.inside(next, self._iterator)
+                part: bytes = response.inside(self._begin)
+            else:
+                part = response.inside(next, self._iterator)
         except StopIteration:
             response.request.exhausted()
             raise
@@ -298,6 +299,10 @@ class _Body:
             raise
         response.sent(part)
         return part
+
+    def _begin(self) -> bytes:
+        self._iterator = iter(self._iterable)
+        return next(self._iterator)
 
     def close(self) -> None:
         """Close the application's iterable, once, and end the request."""
