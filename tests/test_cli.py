@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from tests.delivery.backends import Collector
 from tests.filter_data import MS, make_span, make_trace, sample_rows
 from tracemw.cli import cli
+from tracemw.pipeline.lease import Lease
 from tracemw.store import open_store
 from tracemw.terminal import Column, Screen, cut, safe, table, width
 from tracemw.views import duration
@@ -562,6 +563,42 @@ def test_doctor_finds_problems(path: Path, tmp_path: Path) -> None:
     missing = json.loads(process("doctor", "--json", env={"TRACEMW_STORE": "later.db"}).stdout)
     assert missing["ok"] is True and missing["store"]["exists"] is False
     assert not (tmp_path / "later.db").exists()
+
+
+def test_doctor_tells_of_other_processes(run: Run, path: Path) -> None:
+    """What another process lost is a warning with where to look; doctor ends well all the same."""
+    with open_store(f"sqlite:///{path}") as store:
+        store.note_trouble("web-1/4711/x", {"dropped_spans": 12, "failures": {"RequestTracer.open": 3}})
+    result = run("doctor")
+    assert result.exit_code == 0 and "web-1, process 4711" in result.stdout
+    assert "dropped spans: 12; failures: RequestTracer.open 3" in result.stdout
+    assert "warning: 1 processes lost spans" in result.stdout
+    found = json.loads(run("doctor", "--json").stdout)
+    assert len(found["warnings"]) == 1 and list(found["troubles"].values()) != []
+
+
+def test_doctor_says_who_delivers(path: Path) -> None:
+    """Traces that wait are a problem where nobody delivers them, or where delivery falls behind."""
+    old = time.time_ns() - 300 * 10**9
+    with open_store(f"sqlite:///{path}") as store:
+        store.write([make_trace(600, start_ns=old, duration_ns=MS)], [], outbox=True)
+        done = process("doctor", "--store", str(path))
+        assert done.returncode == 0 and "warning: 1 traces wait for a remote destination" in done.stdout
+        collector = Collector()
+        try:
+            env = {"TRACEMW_DESTINATION": f"otlp+http://127.0.0.1:{collector.port}", "TRACEMW_STORE": str(path)}
+            done = process("doctor", env=env)
+            assert done.returncode == 1 and "no process delivers them: start the application" in done.stdout
+            lease = Lease(lambda: store, "delivery")
+            assert lease.hold()
+            done = process("doctor", env=env)
+            assert done.returncode == 1 and f"process {os.getpid()}" in done.stdout
+            assert "falls behind: 1 traces wait" in done.stdout and "lower sample_rate" in done.stdout
+            store.delete(filter_string="name = 'x'")
+            done = process("doctor", env=env)
+            assert done.returncode == 0 and "no problem found" in done.stdout
+        finally:
+            collector.off()
 
 
 def test_deliver(path: Path) -> None:

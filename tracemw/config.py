@@ -288,6 +288,9 @@ def _flush_at_exit() -> None:
     current = pipeline.installed()
     if current is not None:
         current.flush(EXIT_FLUSH)
+        note_troubles = getattr(current.sink, "note_troubles", None)
+        if note_troubles is not None:
+            note_troubles()
 
 
 def _flush_at_sigterm(signum: int, frame: FrameType | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -107,3 +108,7 @@ def due(key: str, interval: float = LOG_INTERVAL) -> bool:
 def failures() -> dict[str, int]:
     """Return how often each guarded place failed in this process."""
     return dict(_failures)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_failures.clear)  # they are the parent's

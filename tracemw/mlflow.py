@@ -75,6 +75,22 @@ def bridge() -> bool:
         return False
 
 
+def check() -> str | None:
+    """Return why the installed MLflow cannot be bridged, None if it can: it is tried, and undone.
+
+    Raises:
+        TracemwError: MLflow is not installed.
+    """
+    with _lock:
+        reason = _unfit() if _State.bridge is None else None
+        if reason is None and _State.bridge is None:
+            made = Bridge()
+            reason = made.install()
+            if reason is None:
+                made.undo()
+        return reason
+
+
 def unbridge() -> None:
     """Undo `bridge()`, for tests. Spans that are open end as they are."""
     with _lock:

@@ -369,6 +369,9 @@ def test_falling_behind_is_told_with_what_to_do(store: Store) -> None:
     text = delivery.behind(store, "mlflow+http://me:secret@host") or ""
     assert "2 traces wait, the oldest for 90 s" in text and "fidelity=fast" in text and "secret" not in text
     assert "fidelity=fast" not in (delivery.behind(store, "otlp+http://host") or "")
+    store.write([trace_row(3, start_ns=now - 900 * 10**9, duration_ns=899 * 10**9)], [], outbox=True)
+    text = delivery.behind(store, "otlp+http://host") or ""  # a long request waits since its end
+    assert "3 traces wait, the oldest for 90 s" in text
     old = store.get(trace_row(2).trace_id)
     assert old is not None
     store.outbox_failed([(old.id, old.revision)], "no", now)

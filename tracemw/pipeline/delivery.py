@@ -20,6 +20,7 @@ from tracemw.errors import StoreError, TracemwError
 from tracemw.guard import due, report
 from tracemw.pipeline.batches import pause
 from tracemw.pipeline.courier import Courier, connect
+from tracemw.pipeline.lease import is_dead
 from tracemw.pipeline.target import masked
 from tracemw.pipeline.transport import Refused, Unavailable, Unfit
 from tracemw.store import Store, open_store
@@ -298,8 +299,8 @@ def behind(store: Store, destination: str) -> str | None:
     Traces that are not finished, and those that were refused before, do not count.
     """
     count, oldest_ns = store.read(
-        "SELECT count(*), min(t.start_ns) FROM outbox AS o JOIN traces AS t ON t.id = o.trace"
-        " WHERE o.dead = 0 AND o.attempts = 0 AND o.due_ns <= ?",
+        "SELECT count(*), min(t.start_ns + COALESCE(t.duration_ns, 0)) FROM outbox AS o"
+        " JOIN traces AS t ON t.id = o.trace WHERE o.dead = 0 AND o.attempts = 0 AND o.due_ns <= ?",
         (time.time_ns(),),
     )[0]
     seconds = 0.0 if oldest_ns is None else (time.time_ns() - oldest_ns) / 1e9
@@ -311,6 +312,21 @@ def behind(store: Store, destination: str) -> str | None:
         f"delivery to {masked(destination)} falls behind: {count} traces wait, the oldest for {seconds:.0f} s. "
         f"If that grows: {advice}lower sample_rate, or give the back end more workers and a faster database."
     )
+
+
+def due_now(store: Store) -> int:
+    """Return how many traces wait that could be delivered now."""
+    sql = "SELECT count(*) FROM outbox WHERE dead = 0 AND due_ns <= ?"
+    return int(store.read(sql, (time.time_ns(),))[0][0])
+
+
+def deliverer_of(store: Store) -> str | None:
+    """Return which process delivers from a store, `host, process 123`; None if none does."""
+    found = store.read("SELECT owner FROM lease WHERE name = ? AND expires_ns > ?", ("delivery", time.time_ns()))
+    if not found or is_dead(found[0][0]):
+        return None
+    host, _, pid = (found[0][0].split("/") + ["", "?"])[:3]
+    return f"{host}, process {pid}"
 
 
 def dead_letters(store: Store, limit: int = 100) -> list[DeadLetter]:

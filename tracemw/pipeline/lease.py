@@ -71,7 +71,7 @@ class Lease:
         if found:
             owner, expires_ns = found[0]
             if owner != self._owner and expires_ns > time.time_ns():
-                if not _is_dead(owner):
+                if not is_dead(owner):
                     return False
                 self._store().release(self._name, owner)
         return self._store().lease(self._name, self._owner, TTL)
@@ -82,7 +82,7 @@ def _process(pid: int) -> str:
     return f"{socket.gethostname()}/{_namespace()}/{pid}/{_started(pid)}"
 
 
-def _is_dead(owner: str) -> bool:
+def is_dead(owner: str) -> bool:
     """True where the owner was a process that could be seen from here, and is gone."""
     host, namespace, pid, started, _ = (owner.split("/") + [""] * 5)[:5]
     if not namespace or (host, namespace) != (socket.gethostname(), _namespace()) or not pid.isdigit():

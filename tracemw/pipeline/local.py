@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tracemw.errors import StoreError
 from tracemw.pipeline.retention import Retention
 from tracemw.pipeline.target import masked
+from tracemw.pipeline.troubles import Troubles
 from tracemw.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class StoreSink:
         self._deliverer: Deliverer | None = None
         self._writes = 0
         self._retention = Retention(settings)
+        self._troubles = Troubles()
 
     @property
     def store(self) -> Store:
@@ -61,6 +63,7 @@ class StoreSink:
         store = self.store
         store.write(traces, spans, outbox=self.destination is not None)
         self._retention.look(store)
+        self._troubles.look(store)
         if self.destination is None:
             return
         self._deliver().notify()
@@ -94,11 +97,17 @@ class StoreSink:
             found["delivery"] = self._deliver().stats()
         return found
 
+    def note_troubles(self) -> None:
+        """Leave a note in the store of what went wrong in this process, if anything did."""
+        if self._store is not None:
+            self._troubles.look(self._store, now=True)
+
     def close(self) -> None:
         """Stop delivery, close the store's connections. What was not delivered stays in the store."""
         if self._deliverer is not None:
             self._deliverer.close()
         self._retention.close()
+        self.note_troubles()
         store, self._store = self._store, None
         if store is not None:
             store.close()

@@ -82,13 +82,13 @@ class Pipeline:
         self.store_all = settings.store_all
         self._redactor = Redactor(DEFAULT_REDACT if settings.redact is None else settings.redact)
         self._capacity = capacity
-        self._counts: Counter[str] = Counter()
         self._recent: dict[str, None] = {}
         self._reset()
         _pipelines.add(self)
 
     def _reset(self) -> None:
         """Start anew, without what belongs to another process (after a fork) or nobody."""
+        self._counts: Counter[str] = Counter()
         self._queue: deque[Any] = deque()
         self._spool: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
         self._spooled = 0

@@ -6,6 +6,7 @@ from .database import Store, open_store
 from .outbox import DeadLetter, OutboxStats
 from .reader import Cursor
 from .rows import SpanRow, StoredPage, StoredTrace, TraceRow
+from .troubles import Trouble
 
 __all__ = [
     "Cursor",
@@ -16,5 +17,6 @@ __all__ = [
     "StoredPage",
     "StoredTrace",
     "TraceRow",
+    "Trouble",
     "open_store",
 ]

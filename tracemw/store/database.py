@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from tracemw.errors import FilterError, StoreError
 
-from . import outbox, reader, retention, writer
+from . import outbox, reader, retention, troubles, writer
 from .codec import cleaned_spans, cleaned_traces, within
 from .connections import Pool, transaction
 from .outbox import DeadLetter, OutboxStats
 from .reader import Cursor
 from .rows import SpanRow, StoredPage, StoredTrace, TraceRow
 from .schema import prepare
+from .troubles import Trouble
 
 if TYPE_CHECKING:
     from .compare import Group
@@ -184,8 +185,31 @@ class Store:
         for undelivered in (False, True):
             while count := self._purge_chunk(excess, undelivered):
                 removed += count
+        if before is not None:
+            with self._writing() as connection:
+                troubles.forget(connection, before)
         self._shrink()
         return removed
+
+    @property
+    def purged_undelivered(self) -> int:
+        """How many traces this process removed by the limits before they were delivered."""
+        return self._counts["purged_undelivered"]
+
+    def note_trouble(self, process: str, trouble: Mapping[str, Any]) -> None:
+        """Note what went wrong in a process, in place of what was noted of it before.
+
+        Args:
+            process: What tells it from all others.
+            trouble: Values that JSON has.
+        """
+        with self._writing() as connection:
+            troubles.note(connection, process, trouble)
+
+    def troubles(self) -> list[Trouble]:
+        """Return what was noted of processes, the newest note first."""
+        with self._reading() as connection:
+            return troubles.noted(connection)
 
     def _purge_chunk(self, excess: retention.Excess, undelivered: bool) -> int:
         began = time.perf_counter()
