@@ -75,6 +75,8 @@ class Connection:
     @guarded()
     def left(self, exc: BaseException) -> None:
         """Take note of an exception that left the application."""
+        if isinstance(exc, GeneratorExit) and otel_context.get_current() is not self.request.context:
+            self._token = None  # dropped, and closed by the garbage collector wherever that runs
         self.request.left(exc)
 
     def _end(self) -> None:

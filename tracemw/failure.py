@@ -52,7 +52,7 @@ def exception_attributes(exc: BaseException) -> dict[str, str]:
         told = traceback.TracebackException.from_exception(exc, compact=True)
         _without_positions(told)
         trace = "".join(told.format())
-    except Exception:  # an exception group or a frame that cannot be formatted
+    except BaseException:  # what cannot be formatted; its own code may raise anything, and must not win over it
         trace = f"{_type_name(exc)}: {_message(exc)}"
     return {
         TYPE: _type_name(exc),
@@ -120,7 +120,7 @@ def _type_name(exc: BaseException) -> str:
 def _message(exc: BaseException) -> str:
     try:
         return _clean(str(exc))
-    except Exception:
+    except BaseException:  # its own code, likewise
         return "(its text cannot be had)"
 
 

@@ -91,10 +91,18 @@ class TraceRecord:
         if recording:
             self.register()
 
-    def register(self) -> None:
-        """Have the span processor find this record by its trace id."""
+    def register(self, span_id: int = 0) -> None:
+        """Have the span processor find this record by its trace id.
+
+        Where the garbage collector ends a span, it has taken the weak map's references away before.
+
+        Args:
+            span_id: The span that is about to end, where that may be so.
+        """
         if self.has_parent and self._is_another():
             note_span(self, self.root_span_id)
+            if span_id:
+                note_span(self, span_id)
         else:
             _alive[self.trace_id] = weakref.ref(self, partial(_forget, self.trace_id))
 

@@ -205,9 +205,15 @@ class RequestTrace:
             self.gone_at = 0
             return
         self._exception = exc
+        self.known_again()
         if self._settled:  # an adopted root, which its owner has ended
             self.record.outcome, self.record.error = "error", True
             self.record.changed()
+
+    def known_again(self) -> None:
+        """Have the processor find the record, though the garbage collector may be dropping the request."""
+        if self.record.recording:
+            self.record.register()
 
     @guarded()
     def returned(self) -> None:

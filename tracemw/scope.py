@@ -130,6 +130,7 @@ class Scope:
     def fail(self, exc: BaseException) -> None:
         """Take note of an exception that left the span's code."""
         span, outcome = self.span, outcome_of(exc)
+        self.record.register(span.get_span_context().span_id)  # a generator may have been dropped
         if outcome is None:
             record_exception(span, exc)
         else:

@@ -322,6 +322,7 @@ class _Body:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):  # dropped by a server that does not close what it iterates
             self._closed = True
+            self._response.request.known_again()
             self._end()
 
     @guarded()

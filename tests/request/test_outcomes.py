@@ -465,6 +465,40 @@ def test_an_exception_without_text() -> None:
     assert len(root(traces[0]).events) == 1
 
 
+class Mute(Exception):
+    """An exception whose text cannot be had."""
+
+    def __init__(self, instead: BaseException) -> None:
+        self.instead = instead
+
+    def __str__(self) -> str:
+        raise self.instead
+
+
+@pytest.mark.parametrize("instead", [ValueError(), SystemExit(3), KeyboardInterrupt()], ids=repr)
+def test_an_exception_whose_text_raises(instead: BaseException) -> None:
+    """Whatever an exception's own `__str__` raises, the server gets the exception that the application raised."""
+    exc = Mute(instead)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with tracemw.start_span("work"):
+            raise exc
+
+    def wsgi(env: Any, start_response: Any) -> Any:
+        raise exc
+
+    with capture_traces() as traces:
+        with pytest.raises(Mute) as caught:
+            ask(tracemw.TraceMiddleware(app))
+        assert caught.value is exc
+        with pytest.raises(Mute) as caught:
+            ask_wsgi(tracemw.WSGITraceMiddleware(wsgi))
+        assert caught.value is exc
+    for trace in traces:
+        assert root(trace).attributes["error.type"] == f"{__name__}.Mute"
+        assert [event.attributes["exception.type"] for event in root(trace).events] == ["Mute"]
+
+
 def test_exception_groups() -> None:
     """A group counts by what is in it."""
     kind = getattr(builtins, "BaseExceptionGroup", None)
