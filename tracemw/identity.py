@@ -213,7 +213,8 @@ def clean_id(field: str, value: object) -> str | None:
 
 
 def _request_id(raw: bytes | str) -> str:
-    return _checked_request_id(_latin(raw).strip(" \t"))
+    text = raw if isinstance(raw, str) else raw.decode("latin-1")
+    return _checked_request_id(text.strip(" \t"))
 
 
 def _checked_request_id(text: str) -> str:
@@ -246,12 +247,8 @@ def _checked_person(text: str) -> str:
     raise _Discard("characters", "has control characters or surrogates")
 
 
-def _latin(raw: bytes | str) -> str:
-    return raw if isinstance(raw, str) else raw.decode("latin-1")
-
-
 def _joined(before: str | None, raw: bytes | str) -> str:
-    text = _latin(raw)
+    text = raw if isinstance(raw, str) else raw.decode("latin-1")
     return text if before is None else f"{before},{text}"
 
 

@@ -39,6 +39,7 @@ PASSING = {
     "wsgi.WSGITraceMiddleware._enrich",
     "wsgi._Response.run",
     "wsgi._Response.inside",
+    "wsgi._Body._begin",
     "wsgi._Response._call",
     "wsgi._Response._write",
     "wsgi._Body.__iter__",
