@@ -24,8 +24,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags
 
 from tracemw.errors import SettingError
+from tracemw.executor import ContextThreadPoolExecutor
 from tracemw.propagation import (
-    ContextThreadPoolExecutor,
     TrustPolicy,
     detached,
     outgoing_headers,

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
         TraceInfo,
         TraceState,
     )
+    from tracemw.executor import ContextThreadPoolExecutor
     from tracemw.install import instrument
-    from tracemw.propagation import ContextThreadPoolExecutor, detached, propagate
+    from tracemw.propagation import detached, propagate
     from tracemw.reading import compare, get_trace, search_traces
     from tracemw.spans import get_current_active_span, start_span, start_span_no_context
     from tracemw.wsgi import WSGITraceMiddleware
@@ -83,8 +84,9 @@ _HOME = {
     "current": "context current_request get_active_trace_id get_last_active_trace_id update_current_trace",
     "decorator": "trace",
     "entities": "Span SpanEvent SpanStatus SpanStatusCode SpanType Trace TraceData TraceInfo TraceState",
+    "executor": "ContextThreadPoolExecutor",
     "install": "instrument",
-    "propagation": "ContextThreadPoolExecutor detached propagate",
+    "propagation": "detached propagate",
     "reading": "compare get_trace search_traces",
     "spans": "get_current_active_span start_span start_span_no_context",
     "wsgi": "WSGITraceMiddleware",

@@ -1,6 +1,6 @@
 """Context across threads, across the end of a request, and between services.
 
-- Into threads and callbacks: `propagate`, `ContextThreadPoolExecutor`.
+- Into threads and callbacks: `propagate`; `executor` has a pool that does it.
 - Out of a request: `detached`, for work that outlives it.
 - Between services: `parse_traceparent` and `TrustPolicy` for what comes in, `outgoing_headers` for the rest.
 """
@@ -13,7 +13,6 @@ import inspect
 import re
 import types
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
@@ -56,17 +55,6 @@ def propagate(fn: Callable[P, R]) -> Callable[P, R]:
     )
 
     return _bound(fn, bind_to_snapshot_context(contextvars.copy_context))
-
-
-class ContextThreadPoolExecutor(ThreadPoolExecutor):
-    """A `ThreadPoolExecutor` whose tasks run in the context in which they were submitted.
-
-    Each task, also each of `map`, gets a copy of its own. `loop.run_in_executor` works with it too.
-    """
-
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Submit a task; arguments and result as in `concurrent.futures`."""
-        return super().submit(propagate(fn), *args, **kwargs)
 
 
 def _bound(fn: Callable[P, R], context_of_call: Callable[[], contextvars.Context]) -> Callable[P, R]:

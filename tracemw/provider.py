@@ -18,7 +18,7 @@ from typing import Any, Final
 from opentelemetry import trace as trace_api
 from opentelemetry.context import Context
 from opentelemetry.sdk.environment_variables import OTEL_TRACES_SAMPLER
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
@@ -193,12 +193,24 @@ def _private() -> TracerProvider:
         made = TracerProvider(
             sampler=sampler,
             id_generator=_IdGenerator(),
-            resource=Resource.create(resource_attributes(config.process_metadata())),
+            resource=_resource(resource_attributes(config.process_metadata())),
             shutdown_on_exit=False,
         )
         add_processor(made)
         _providers.private = made
     return _providers.private
+
+
+def _resource(attributes: dict[str, Any]) -> Resource:
+    """Return the resource of our own provider.
+
+    The SDK asks its detectors in threads of a pool. There are none once the main thread has ended: then the
+    environment has to do.
+    """
+    try:
+        return Resource.create(attributes)
+    except RuntimeError:
+        return OTELResourceDetector().detect().merge(Resource(attributes))
 
 
 @guarded()

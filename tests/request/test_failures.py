@@ -58,7 +58,7 @@ PASSING = {
 # Public functions that an application calls by itself.
 CALLED = {
     "propagation.propagate",
-    "propagation.ContextThreadPoolExecutor.submit",
+    "executor.ContextThreadPoolExecutor.submit",
     "propagation.outgoing_headers",
     "identity.check_id",
 }
