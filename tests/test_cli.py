@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pty
@@ -34,6 +35,12 @@ HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\r\n\u202eevil\u2066\u200f\x00\x7f\ttex
 COMMANDS = ["search", "show", "tail", "compare", "purge", "deliver", "doctor", "demo"]
 
 
+def command_runner(env: dict[str, str] | None = None) -> click.testing.CliRunner:
+    """Runs commands in this process and keeps stdout and stderr apart; click before 8.2 has to be told."""
+    mixes = "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters
+    return click.testing.CliRunner(env=env, **{"mix_stderr": False} if mixes else {})  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A store with the sample traces: a is fine, b failed, c was left, d is in progress."""
@@ -48,7 +55,7 @@ def run(path: Path) -> Run:
     """Runs a command on the store, in this process."""
 
     def invoke(*arguments: str, input: str | None = None) -> click.testing.Result:
-        runner = click.testing.CliRunner(env={"TRACEMW_STORE": str(path)})
+        runner = command_runner({"TRACEMW_STORE": str(path)})
         result = runner.invoke(cli, list(arguments), input=input, prog_name="tracemw")
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
@@ -645,7 +652,7 @@ def test_which_store(tmp_path: Path) -> None:
         ([], {}, "tracemw"),
     ]
     for arguments, variables, name in expected:
-        result = click.testing.CliRunner(env=variables).invoke(cli, ["search", "--json", *arguments])
+        result = command_runner(variables).invoke(cli, ["search", "--json", *arguments])
         assert json.loads(result.stdout)["traces"][0]["name"] == name
 
 
@@ -664,10 +671,10 @@ def test_unusable_store(command: list[str], tmp_path: Path) -> None:
         "no/such/folder/x.db": "there is no store at",
     }
     for name, said in stores.items():
-        result = click.testing.CliRunner(env={"TRACEMW_STORE": name}).invoke(cli, command)
+        result = command_runner({"TRACEMW_STORE": name}).invoke(cli, command)
         assert result.exit_code == 1 and said in result.stderr and result.stdout == ""
     assert not (tmp_path / "missing.db").exists()
-    assert click.testing.CliRunner().invoke(cli, [*command, "--store", "http://x"]).exit_code in (1, 2)
+    assert command_runner().invoke(cli, [*command, "--store", "http://x"]).exit_code in (1, 2)
 
 
 # Help, and the program as such.
@@ -676,7 +683,7 @@ def test_unusable_store(command: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str) -> None:
     """Every command has a help text, with examples where it takes arguments."""
-    result = click.testing.CliRunner().invoke(cli, [command, "--help"])
+    result = command_runner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0
     assert command in ("doctor", "demo") or "Examples:" in result.stdout
 

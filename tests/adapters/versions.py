@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 
 
 def version(name: str) -> tuple[int, ...]:
     """Return the installed version of a distribution; () where it is not installed."""
     try:
-        return tuple(int(part) for part in importlib.metadata.version(name).split(".")[:3] if part.isdigit())
+        return tuple(map(int, re.findall(r"\d+", importlib.metadata.version(name))[:3]))
     except importlib.metadata.PackageNotFoundError:
         return ()
 
@@ -17,6 +18,7 @@ FASTAPI = version("fastapi")
 STARLETTE = version("starlette")
 FLASK = version("flask")
 WERKZEUG = version("werkzeug")
+CONTRIB_FASTAPI = version("opentelemetry-instrumentation-fastapi")
 
 
 def streams_generators(fastapi: tuple[int, ...]) -> bool:
