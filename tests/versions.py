@@ -1,5 +1,7 @@
 """Runs the tests of the adapters with the oldest versions of the frameworks that are claimed, and some between.
 
+With MLflow's oldest, those of the bridge as well.
+
     python -m tests.versions [NAME ...]     all, or those named; pytest's options after `--`
 
 The newest versions are what `make test` has installed. Each set gets an environment of its own in
@@ -20,11 +22,11 @@ HOME: Final = Path(os.environ.get("VERSIONS_HOME", ROOT / ".venv" / "versions"))
 
 # FastAPI pins Starlette, and each step here is one of those at which what we use of it has changed.
 SETS: Final[dict[str, tuple[str, ...]]] = {
-    "oldest": ("fastapi==0.110.*", "flask[async]==2.3.0", "werkzeug==2.3.0"),
-    "starlette": ("starlette==0.37.*", "flask[async]==3.0.*", "werkzeug==3.0.*"),
+    "oldest": ("fastapi==0.110.0", "flask[async]==2.3.0", "werkzeug==2.3.0"),
+    "starlette": ("starlette==0.37.0", "flask[async]==3.0.0", "werkzeug==3.0.0"),
     "middle": ("fastapi==0.115.*", "flask[async]==3.0.*", "werkzeug==3.0.*"),
     "nested": ("fastapi==0.137.*", "flask[async]==3.1.*"),
-    "telemetry": ("fastapi==0.142.*", "flask[async]==3.1.*"),
+    "telemetry": ("fastapi==0.142.0", "flask[async]==3.1.*", "mlflow-tracing==3.10.0"),
 }
 OURS: Final = ("opentelemetry-sdk", "contextvars-extras", "click", "lark", "hypothesis", "pytest>=8.3")
 
@@ -50,7 +52,11 @@ def run(name: str, options: list[str]) -> int:
     print(f"== {name}: {', '.join(SETS[name])}", flush=True)
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tracemw.testing", *options]
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("COV", "PYTEST"))}
-    return subprocess.run([*command, "tests/adapters"], cwd=ROOT, env=variables).returncode
+    variables["PYTHONPATH"] = str(ROOT)  # tracemw is not installed there
+    folders = ["tests/adapters"]
+    if any(wanted.startswith("mlflow") for wanted in SETS[name]):
+        folders.append("tests/mlflow")
+    return subprocess.run([*command, *folders], cwd=ROOT, env=variables).returncode
 
 
 def main(arguments: list[str]) -> int:

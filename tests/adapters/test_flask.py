@@ -209,7 +209,7 @@ def test_a_coroutine_whose_response_is_streamed(
 
     @both(app.get("/"))
     async def handler() -> Response:
-        return Response(stream_with_context(parts()))
+        return Response(parts())
 
     assert wsgi_get(app, "/") == (200, b"ab")
     (trace,) = captured_traces
