@@ -14,12 +14,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from time import time_ns
+from types import MappingProxyType
 from typing import Any, Final
 
 from opentelemetry import trace as trace_api
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, Tracer
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, Tracer
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import Attributes
 
@@ -27,6 +28,8 @@ from tracemw import record as records
 
 # Newer SDKs say of an id that it is random, which ours are.
 _FLAGS: Final = TraceFlags(TraceFlags.SAMPLED | getattr(TraceFlags, "RANDOM_TRACE_ID", 0))
+
+_NO_ATTRIBUTES: Final[Attributes] = MappingProxyType({})
 
 _new: Any = object.__new__  # and not `LightSpan()`: the SDK's constructor makes what we leave out
 
@@ -58,6 +61,25 @@ class LightSpan(Span):
     def get_span_context(self) -> SpanContext:
         """Return the ids."""
         return self._context  # type: ignore[return-value]
+
+    # Most spans end with some part never used: who looks at it then need not have it made.
+
+    @property
+    def attributes(self) -> Attributes:
+        """The attributes, as they are now."""
+        if not self._begun_with and "_attributes" not in self.__dict__:
+            return _NO_ATTRIBUTES
+        return super().attributes
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """The events, in their order."""
+        return super().events if "_events" in self.__dict__ else ()
+
+    @property
+    def links(self) -> Sequence[Link]:
+        """The links, in their order."""
+        return super().links if self._linked or "_links" in self.__dict__ else ()
 
     def end(self, end_time: int | None = None) -> None:
         """End the span, once, and hand it to our processor."""
