@@ -12,9 +12,11 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
+
+from .automaton import Automaton, Unfit, choices, parse
 
 if TYPE_CHECKING:
     import sqlite3
@@ -101,77 +103,27 @@ def _encoded(text: str, escapes: Sequence[bool]) -> str:
 def check_regex(pattern: str) -> str | None:
     """Return what is wrong with a regular expression, None if nothing is.
 
-    Python's engine tries every way in which nested repetitions can share a text between them, for hours where the
-    text is long; it cannot be stopped meanwhile. Such expressions are refused.
+    All that Python's engine knows is allowed in an expression with one repetition or alternative. With more it
+    may take for ever, and cannot be stopped meanwhile: those are searched for in another way (see `automaton`).
     """
     if len(pattern) > MAX_PATTERN:
         return f"the regular expression has more than {MAX_PATTERN} characters"
     try:
         _compiled(pattern)
+    except Unfit as error:
+        return f"the regular expression is too much at once: {error}; write several RLIKE joined by AND"
     except (re.error, RecursionError, OverflowError) as error:
         return f"not a regular expression: {error}"
-    if _nested_repetition(pattern):
-        return "a repeated group that can match a text in several ways may take for ever: avoid it, or use LIKE"
     return None
 
 
 @lru_cache(maxsize=64)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(pattern: str) -> re.Pattern[str] | Automaton:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return re.compile(pattern)
-
-
-_REGEX_PIECE = re.compile(
-    r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\((?:\?(?:[a-zA-Z-]*:|P<\w+>|<?[=!]|P=\w+|>|\(\w+\)|#|[a-zA-Z-]+(?=\))))?"
-    r"|[*+]|\{\d*,?\d*\}|.",
-    re.DOTALL,
-)
-
-
-@dataclass(slots=True)
-class _Group:
-    """An open group: whether it can match one text in several ways, and how its alternatives begin."""
-
-    ambiguous: bool = False
-    begins: set[str] = field(default_factory=set)
-    at_start: bool = True
-
-
-def _nested_repetition(pattern: str) -> bool:
-    """Tell whether a group that can match one text in several ways is repeated without a low bound."""
-    groups = [_Group()]
-    closed = False  # whether the last piece closed a group of that kind
-    for piece in _REGEX_PIECE.findall(pattern):
-        varies = piece in ("*", "+", "?") or (piece[0] == "{" and "," in piece)
-        if closed and (piece in ("*", "+") or (piece[0] == "{" and _many(piece))):
-            return True
-        closed = closed and piece == "?"
-        if piece == ")" and len(groups) > 1:
-            closed = groups.pop().ambiguous
-            groups[-1].ambiguous |= closed
-        elif piece == "|":
-            groups[-1].at_start = True
-        else:
-            group = groups[-1]
-            group.ambiguous |= varies or (group.at_start and not _begins_anew(group.begins, piece))
-            group.at_start = False
-            if piece[0] == "(":
-                groups.append(_Group())
-    return False
-
-
-def _begins_anew(begins: set[str], piece: str) -> bool:
-    """Note how an alternative begins; False if it may begin like one before it."""
-    plain = len(piece) == 1 and (piece.isalnum() or piece in "-_/: ")
-    anew = not begins or (plain and piece not in begins and "" not in begins)
-    begins.add(piece if plain else "")
-    return anew
-
-
-def _many(piece: str) -> bool:
-    low, comma, high = piece[1:-1].partition(",")
-    return len(piece) > 2 and (not high if comma else int(low or 0) > 10) or int(high or 0) > 10
+        plain = re.compile(pattern)
+    tree = parse(pattern)
+    return plain if choices(tree) < 2 else Automaton(tree)
 
 
 def register_functions(connection: sqlite3.Connection) -> None:
@@ -195,15 +147,23 @@ def _regexp() -> Callable[[str, object], bool | None]:
             return None
         began = time.perf_counter()
         spent = spent if began - last < 0.5 else 0.0
-        found = _compiled(pattern).search(str(value)[:MAX_SUBJECT]) is not None
-        last = time.perf_counter()
-        spent += last - began
+        try:
+            found = _search(_compiled(pattern), str(value)[:MAX_SUBJECT], began + MAX_SECONDS - spent)
+        finally:
+            last = time.perf_counter()
+            spent += last - began
         if spent > MAX_SECONDS:
             spent = 0.0
             raise TimeoutError(f"RLIKE {pattern!r} took more than {MAX_SECONDS:g} s")
         return found
 
     return regexp
+
+
+def _search(expression: re.Pattern[str] | Automaton, text: str, deadline: float) -> bool:
+    if isinstance(expression, Automaton):
+        return expression.search(text, deadline)
+    return expression.search(text) is not None
 
 
 def _ilike(value: object, pattern: str, is_json: int = 0) -> bool | None:
