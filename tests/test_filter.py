@@ -275,7 +275,7 @@ def test_mlflow_verdict(store: Store, filter_string: str, mlflow: bool, ours: bo
         ("status_code = 'abc'", "expected a number", 14, 5),
         ("span.attributes.n > 'abc'", "expected a number", 20, 5),
         ("name RLIKE '('", "not a regular expression: missing )", 11, 3),
-        ("name RLIKE '(?=a*)a+b'", "RLIKE joined by AND", 11, 12),
+        ("name RLIKE '(?=a*)a+b'", "RLIKE joined by AND", 11, 11),
         ("prompt = 'x'", "a prompt is written 'name/version'", 9, 3),
         ("feedback.score > '0.5'", "> needs a number without quotes", 17, 5),
         ("name = 'a\x00b'", "no stored text contains this character", 9, 1),
