@@ -18,6 +18,7 @@ from tracemw.errors import SettingError
 from tracemw.exchange import Connection, Exchange, Message, Socket, Unrecorded
 from tracemw.guard import guarded, tracing_is_off
 from tracemw.opening import METHODS, RequestTracer, method_attributes
+from tracemw.pipeline import current as pipeline
 from tracemw.record import current_record, with_record
 from tracemw.request import KEY, RequestTrace
 
@@ -153,11 +154,22 @@ class TraceMiddleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._prepare(scope)
 
-        async def flushing_send(message: Message) -> None:
-            _flush_at_shutdown(message)
+        async def looking_send(message: Message) -> None:
+            kind = message["type"]
+            if kind == "lifespan.startup.complete":
+                self._make_ready(scope)
+            elif kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+                _flush()
             await send(message)
 
-        await self.app(scope, receive, flushing_send)
+        await self.app(scope, receive, looking_send)
+
+    @guarded()
+    def _make_ready(self, scope: Scope) -> None:
+        """Make what the first request needs: this process serves, and the application has set itself up."""
+        if self._active and config.enabled():
+            self._compile(scope)
+            pipeline()
 
     @guarded()
     def _open(self, scope: Scope) -> Connection | None:
@@ -224,9 +236,8 @@ def _attributes(scope: Scope) -> dict[str, Any]:
 
 
 @guarded()
-def _flush_at_shutdown(message: Message) -> None:
-    if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-        config.flush(config.EXIT_FLUSH, delivered=False)
+def _flush() -> None:
+    config.flush(config.EXIT_FLUSH, delivered=False)
 
 
 def _built_by_framework() -> bool:

@@ -127,6 +127,18 @@ def overridden(**options: Any) -> Iterator[Settings]:
         _state.generation += 1
 
 
+def import_parts() -> None:
+    """Import what the first span needs, so that no request has to wait for that.
+
+    Nothing is made: a server may fork after this, and settings and provider may change.
+    """
+    try:
+        from tracemw import lightspan  # noqa: F401
+        from tracemw.pipeline import local, processor, writer  # noqa: F401
+    except ImportError:  # a Python without SQLite, which not every destination needs
+        pass
+
+
 def make_pipeline(settings: Settings) -> Pipeline:
     """Make the pipeline that the settings ask for."""
     from tracemw.pipeline.writer import Pipeline  # with the store: not for those who only import us

@@ -20,7 +20,7 @@ from typing import Any, Final
 from opentelemetry import trace as trace_api
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import Event, ReadableSpan, Span, Tracer
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, Tracer
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import Attributes
 
@@ -123,16 +123,16 @@ class LightTracer(Tracer):
     Args:
         tracer: The SDK's tracer of our own provider.
         random_bits: Gives as many random bits as it is asked for.
-        on_end: Gets every span that has ended.
+        processor: Gets every span that has ended; and that has begun, where a trace has several roots here.
     """
 
-    def __init__(
-        self, tracer: Tracer, random_bits: Callable[[int], int], on_end: Callable[[ReadableSpan], None]
-    ) -> None:
+    def __init__(self, tracer: Tracer, random_bits: Callable[[int], int], processor: SpanProcessor) -> None:
         vars(self).update(vars(tracer))
         self._bits = random_bits
+        self._on_start = processor.on_start
         self._alone = tracer.span_processor._span_processors
-        self._class = type("LightSpan", (LightSpan,), {"_on_end": staticmethod(on_end), **_shared(tracer)})
+        ends = {"_on_end": staticmethod(processor.on_end)}
+        self._class = type("LightSpan", (LightSpan,), {**ends, **_shared(tracer)})
 
     def start_span(
         self,
@@ -147,8 +147,7 @@ class LightTracer(Tracer):
     ) -> trace_api.Span:
         """Begin a span."""
         ids = self._ids(context)
-        # The last: our processor has to see the span begin.
-        if ids is None or self.span_processor._span_processors is not self._alone or records.several:
+        if ids is None or self.span_processor._span_processors is not self._alone:
             return super().start_span(
                 name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
             )
@@ -167,6 +166,8 @@ class LightTracer(Tracer):
             span._record_exception = True
         if set_status_on_exception:
             span._set_status_on_exception = True
+        if records.several:
+            self._on_start(span, context)
         return span  # type: ignore[no-any-return]
 
     def _ids(self, context: Context | None) -> tuple[SpanContext, SpanContext | None] | None:
@@ -181,16 +182,16 @@ class LightTracer(Tracer):
         return SpanContext(bits(128) or 1, bits(64) or 1, False, _FLAGS), None
 
 
-def light(tracer: Any, random_bits: Callable[[int], int], on_end: Callable[[ReadableSpan], None]) -> Any:
+def light(tracer: Any, random_bits: Callable[[int], int], processor: SpanProcessor) -> Any:
     """Return a tracer that makes light spans, or the one given where its SDK is not as we know it.
 
     Args:
         tracer: Of a provider that samples all roots, and has one processor.
         random_bits: Gives as many random bits as it is asked for.
-        on_end: That processor's.
+        processor: That one.
     """
     try:
-        made = LightTracer(tracer, random_bits, on_end)
+        made = LightTracer(tracer, random_bits, processor)
         theirs = vars(tracer.start_span("a span to compare with", Context()))
         ours = made.start_span("a span to compare with", Context())
         known = _PARTS.keys() | _SHARED | _OWN | vars(LightSpan).keys()

@@ -174,7 +174,7 @@ def _look(current: Any) -> None:
         from tracemw.lightspan import light
         from tracemw.pipeline.processor import PROCESSOR
 
-        tracer = light(tracer, _random.getrandbits, PROCESSOR.on_end)
+        tracer = light(tracer, _random.getrandbits, PROCESSOR)
     with _providers.lock:
         _providers.joined = joined
         _providers.made_by = made_by

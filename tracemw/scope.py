@@ -263,9 +263,9 @@ def _start(
     start_ns: int | None,
     tracer: Tracer | None,
 ) -> Scope:
+    start = (provider.tracer() if tracer is None else tracer).start_span
     started, wall_ns = perf_counter_ns(), time_ns()
     begin_ns = wall_ns if start_ns is None else start_ns
-    start = (provider.tracer() if tracer is None else tracer).start_span
     span = start(name, context, SpanKind.INTERNAL, attributes, links, begin_ns, False, False)
     if record is not None and record.recording and getattr(span, "parent", context) is None:
         below = _below_root(record, context)

@@ -39,7 +39,7 @@ def tracers(limits: SpanLimits = LIMITS) -> tuple[Any, Any, Collected, Collected
         provider.add_span_processor(collected)
         found.append((provider.get_tracer("tracemw"), collected))
     (theirs, their_spans), (plain, our_spans) = found
-    ours = light(plain, random.Random(1).getrandbits, our_spans.on_end)
+    ours = light(plain, random.Random(1).getrandbits, our_spans)
     assert type(ours) is LightTracer
     return theirs, ours, their_spans, our_spans
 
@@ -180,7 +180,7 @@ def test_another_processor_is_told() -> None:
     """A provider that gets a second processor makes the SDK's spans from then on: all processors see them."""
     provider, first, second = TracerProvider(shutdown_on_exit=False), Collected(), Collected()
     provider.add_span_processor(first)
-    tracer = light(provider.get_tracer("tracemw"), random.Random(1).getrandbits, first.on_end)
+    tracer = light(provider.get_tracer("tracemw"), random.Random(1).getrandbits, first)
     tracer.start_span("before", Context()).end()
     provider.add_span_processor(second)
     tracer.start_span("after", Context()).end()
@@ -199,9 +199,9 @@ def test_an_sdk_that_we_do_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
         self._invented = 1
 
     monkeypatch.setattr(Span, "__init__", with_another_part)
-    assert light(tracer, random.Random(1).getrandbits, collected.on_end) is tracer
+    assert light(tracer, random.Random(1).getrandbits, collected) is tracer
     nothing = trace_api.NoOpTracer()
-    assert light(nothing, random.Random(1).getrandbits, collected.on_end) is nothing
+    assert light(nothing, random.Random(1).getrandbits, collected) is nothing
 
 
 def test_what_a_span_does_not_have() -> None:
