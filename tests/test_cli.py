@@ -8,9 +8,11 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -675,6 +677,24 @@ def test_unusable_store(command: list[str], tmp_path: Path) -> None:
         assert result.exit_code == 1 and said in result.stderr and result.stdout == ""
     assert not (tmp_path / "missing.db").exists()
     assert command_runner().invoke(cli, [*command, "--store", "http://x"]).exit_code in (1, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs files of another user")
+@pytest.mark.parametrize("command", ["search", "show x", "doctor", "deliver --to otlp+http://127.0.0.1:9"])
+def test_store_in_a_closed_directory(command: str) -> None:
+    """A store that this user is not let to is not said to be missing, nor waited for."""
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "store.db"
+    with open_store(f"sqlite:///{path}"):
+        pass
+    os.setresuid(65534, 65534, 0)
+    try:
+        result = click.testing.CliRunner().invoke(cli, [*command.split(), "--store", str(path)])
+    finally:
+        os.setresuid(0, 0, 0)
+        shutil.rmtree(folder)
+    assert result.exit_code == 1
+    assert f"{folder} belongs to root (mode 700), and this process runs as nobody" in result.output
 
 
 # Help, and the program as such.

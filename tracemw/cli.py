@@ -19,6 +19,7 @@ from tracemw import views
 from tracemw.errors import FilterError, SettingError, StoreError, TracemwError
 from tracemw.settings import DEFAULT_DESTINATION, Settings, variable
 from tracemw.store import Store, StoredTrace, open_store
+from tracemw.store.errors import is_missing
 from tracemw.store.filter import Where, compile_filter
 from tracemw.store.values import bytes_of, seconds_of
 from tracemw.terminal import Screen, safe, safe_lines, screen_of
@@ -422,7 +423,7 @@ def _open(given: str | None) -> Store:
     if url == "memory:":
         raise StoreError("the store is in the memory of the application (memory:): only that process can read it")
     path = os.path.abspath(url.removeprefix("sqlite:///"))
-    if not os.path.exists(path):
+    if is_missing(path) and not os.path.islink(path):
         raise StoreError(
             f"there is no store at {path}. Trace something first, run this where the application runs, "
             "or say where it is: --store FILE, or TRACEMW_STORE"

@@ -15,6 +15,7 @@ from tracemw.errors import SettingError, StoreError, TracemwError
 from tracemw.pipeline.encode import MLFLOW_SCOPE
 from tracemw.settings import Settings, from_environment
 from tracemw.store import Store, open_store
+from tracemw.store.errors import denied, is_missing, missing_folder
 from tracemw.terminal import Screen, safe
 from tracemw.views import moment
 
@@ -106,7 +107,7 @@ def examine(store: str | None = None) -> Report:
     asked = config.is_remote(destination) and len(report.problems) == reached
     path = os.path.abspath(url.removeprefix("sqlite:///"))
     report.facts["store"] = _store(report, url, path, found)
-    if url != "memory:" and os.path.isfile(path):
+    if url != "memory:" and not is_missing(path) and not os.path.isdir(path):
         report.facts |= _guarded(report, lambda: _opened(report, url, destination, asked))
     return report
 
@@ -186,15 +187,18 @@ def _store(report: Report, url: str, path: str, found: Settings) -> dict[str, An
     if url == "memory:":
         return {"url": url, "note": "in the memory of each process; the command line cannot read it"}
     facts: dict[str, Any] = {"url": url, "path": path}
-    if not os.path.exists(path):
+    if is_missing(path):
         folder = os.path.dirname(path)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            report.problems.append(f"{folder} is no directory that can be written: {path} cannot be made")
+        if not os.path.isdir(folder):
+            report.problems.append(str(missing_folder(path)))
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            report.problems.append(str(denied(path, "made")))
         return facts | {"exists": False, "note": "it is made with the first trace"}
-    if not os.path.isfile(path):
+    if os.path.isdir(path):
         report.problems.append(f"{path} is no regular file: choose another path")
         return facts
-    facts["mode"] = f"{os.stat(path).st_mode & 0o777:o}"
+    if os.access(path, os.F_OK):
+        facts["mode"] = f"{os.stat(path).st_mode & 0o777:o}"
     return facts | {"kept for": f"{found.max_age / 86400:g} days, up to {found.max_size / 2**20:,.0f} MiB"}
 
 

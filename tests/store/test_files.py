@@ -167,6 +167,33 @@ def test_a_file_that_may_only_be_read(shared: Path) -> None:
                 store.write([trace(2)], [])
 
 
+@posix
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs files of another user")
+@pytest.mark.parametrize(
+    ("closed", "mode", "create", "said"),
+    [
+        ("store.db", 0o600, False, "cannot be read: it belongs to root (mode 600)"),
+        ("store.db", 0o600, True, "cannot be written: it belongs to root (mode 600)"),
+        ("store.db", 0o644, True, "cannot be written: it belongs to root (mode 644)"),
+        ("store.db-wal", 0o600, False, "store.db-wal belongs to root (mode 600)"),
+        ("store.db-wal", 0o600, True, "store.db-wal belongs to root (mode 600)"),
+        (".", 0o700, False, "belongs to root (mode 700)"),
+        (".", 0o700, True, "belongs to root (mode 700)"),
+    ],
+)
+def test_a_store_of_another_user(shared: Path, closed: str, mode: int, create: bool, said: str) -> None:
+    """The message says which file is closed, whose it is, who asks and what to do, not that nothing is there."""
+    with open_store(f"sqlite:///{shared}/store.db") as store:
+        store.write([trace(1)], [span(1)])
+        for name in ("store.db", "store.db-wal", "store.db-shm"):
+            (shared / name).chmod(0o666)
+        (shared / closed).chmod(mode)
+        with ordinary_user(), pytest.raises(StoreError) as caught:
+            open_store(f"sqlite:///{shared}/store.db", create=create)
+    assert said in str(caught.value) and "runs as nobody. Run it as root" in str(caught.value)
+    assert not caught.value.retry
+
+
 def test_a_file_that_is_no_database() -> None:
     """It is left alone, and the message says so."""
     Path("store.db").write_bytes(b"these are notes, not pages\n" * 100)

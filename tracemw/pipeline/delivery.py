@@ -24,6 +24,7 @@ from tracemw.pipeline.lease import is_dead
 from tracemw.pipeline.target import masked
 from tracemw.pipeline.transport import Refused, Unavailable, Unfit
 from tracemw.store import Store, open_store
+from tracemw.store.errors import is_missing
 from tracemw.store.outbox import DeadLetter
 
 logger = logging.getLogger("tracemw")
@@ -235,7 +236,7 @@ def run_deliverer(
         return stop.is_set() or (deadline is not None and time.monotonic() >= deadline)
 
     path = store_url.removeprefix("sqlite:///")
-    while not once and not is_over() and not os.path.exists(path):
+    while not once and not is_over() and is_missing(path):
         if due("delivery no store", 600.0):
             logger.warning("there is no store at %s yet; waiting for it", store_url)
         stop.wait(1.0)

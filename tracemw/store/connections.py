@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tracemw.errors import StoreError
 
-from .errors import explained, missing_folder, unwritable
+from .errors import denied, explained, missing_folder
 
 BUSY_TIMEOUT = 5.0  # seconds a transaction waits for another process's
 FORK_TIMEOUT = 5.0  # seconds a fork waits for the transactions of other threads
@@ -243,7 +243,7 @@ def _secured(path: str, create: bool) -> str:
         except NotADirectoryError:
             raise StoreError(f"{path} cannot be made: a part of its path is a file, not a directory") from None
         except PermissionError:
-            raise unwritable(path) from None
+            raise denied(path, "made") from None
         except OSError as error:
             retry = error.errno not in (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
             raise StoreError(f"{path} cannot be made: {error.strerror}", retry=retry) from error
@@ -261,6 +261,8 @@ def _absent(path: str, error: OSError) -> StoreError:
         return StoreError(f"{path} is a link to a file that is not there: create that file, or remove the link")
     if isinstance(error, FileNotFoundError):
         return StoreError(f"there is no store at {path}: trace something first, or give the path of another one")
+    if isinstance(error, PermissionError):
+        return denied(path, "read")
     return StoreError(f"{path} cannot be read: {error.strerror}")
 
 
@@ -268,7 +270,7 @@ def _mode(path: str, create: bool) -> str:
     if os.access(path, os.R_OK | os.W_OK) and os.access(os.path.dirname(path) or ".", os.W_OK):
         return "mode=rw"
     if create or not os.access(path, os.R_OK):
-        raise unwritable(path)
+        raise denied(path, "written" if create else "read")
     # Without its directory SQLite can make no index of the log; it needs none where there is no log.
     return "mode=ro" if os.path.exists(f"{path}-wal") else "mode=ro&immutable=1"
 

@@ -14,8 +14,6 @@ _TEXTS: tuple[tuple[str, str, bool], ...] = (
     ("disk i/o", "the disk that holds {path} fails ({error}): check its space and its health", True),
     ("not a database", "{path} is not an SQLite database: move it away, or choose another path", False),
     ("malformed", "{path} is damaged ({error}): move it and its -wal file away, and a new one is made", False),
-    ("readonly", "{path} cannot be written: make the file and its directory writable for this user", False),
-    ("read-only", "{path} cannot be written: make the file and its directory writable for this user", False),
     ("too big", "a text is too long for {path} ({error}): lower the capture limits", False),
 )
 
@@ -38,6 +36,8 @@ def explained(error: sqlite3.Error, path: str) -> TracemwError:
     for part, text, retry in _TEXTS:
         if part in message:
             return StoreError(text.format(path=path, error=error), retry=retry)
+    if "readonly" in message or "read-only" in message:
+        return denied(path, "written")
     if "unable to open" in message:
         return _unopened(path)
     return StoreError(f"{path} cannot be used: {error}", retry=isinstance(error, sqlite3.OperationalError))
@@ -46,11 +46,22 @@ def explained(error: sqlite3.Error, path: str) -> TracemwError:
 def _unopened(path: str) -> StoreError:
     """Return the error for a file that SQLite cannot open, which does not say why."""
     folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
+    if is_missing(folder):
         return missing_folder(path)
-    if not os.access(path, os.R_OK | os.W_OK) or not os.access(folder, os.W_OK):
-        return unwritable(path)
-    return StoreError(f"{path} cannot be opened: check the limit of open files of this process", retry=True)
+    if os.path.isdir(folder) and not _closed(path, os.R_OK) and not _closed(path, os.W_OK):
+        return StoreError(f"{path} cannot be opened: check the limit of open files of this process", retry=True)
+    return denied(path, "read" if _closed(path, os.R_OK) else "written")
+
+
+def is_missing(path: str) -> bool:
+    """True where there is nothing; False also where this user is not let so far."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL character
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def missing_folder(path: str) -> StoreError:
@@ -58,6 +69,57 @@ def missing_folder(path: str) -> StoreError:
     return StoreError(f"{path} cannot be made: create the directory {os.path.dirname(path)} first")
 
 
-def unwritable(path: str) -> StoreError:
-    """Return the error for a file that this user may not write."""
-    return StoreError(f"{path} cannot be written: make the file and its directory writable for this user")
+def denied(path: str, what: str) -> StoreError:
+    """Return the error for a file that this user is not let to use: whose it is, and what to do.
+
+    Args:
+        what: What cannot be done with it: `read`, `written` or `made`.
+    """
+    reading = what == "read"
+    closed = _closed(path, os.R_OK if reading else os.W_OK)
+    remedy = (
+        "let this user read the directory, the file, its -wal and -shm"
+        if reading
+        else "make the file and its directory writable for this user"
+    )
+    if closed is None:
+        return StoreError(f"{path} cannot be {what}: {remedy}")
+    mode, owner = _owner(closed)
+    name = "it" if closed == path else closed
+    return StoreError(
+        f"{path} cannot be {what}: {name} belongs to {owner} (mode {mode}), and this process runs as {_me()}. "
+        f"Run it as {owner}, choose another path, or {remedy}"
+    )
+
+
+def _closed(path: str, wanted: int) -> str | None:
+    """Return what of a store is closed to this user: a directory above it, itself, a file beside it."""
+    folder = os.path.dirname(path) or "."
+    above = folder
+    while not os.access(above, os.F_OK) and os.path.dirname(above) != above:
+        above = os.path.dirname(above)
+    if not os.access(above, os.X_OK):
+        return above
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        if os.path.exists(name) and not os.access(name, wanted):
+            return name
+    needed = wanted == os.W_OK or os.path.exists(f"{path}-wal")  # to read a log SQLite keeps an index beside it
+    return folder if needed and not os.access(folder, os.W_OK) else None
+
+
+def _owner(path: str) -> tuple[str, str]:
+    found = os.stat(path)
+    return f"{found.st_mode & 0o777:o}", _user(found.st_uid)
+
+
+def _me() -> str:
+    return _user(os.geteuid()) if hasattr(os, "geteuid") else "another user"
+
+
+def _user(number: int) -> str:
+    try:
+        import pwd
+
+        return pwd.getpwuid(number).pw_name
+    except (ImportError, KeyError):
+        return f"user {number}"
