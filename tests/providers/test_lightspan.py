@@ -15,10 +15,17 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
+from tracemw import record
 from tracemw.lightspan import LightSpan, LightTracer, light
 
 LIMITS = SpanLimits(max_span_attributes=4, max_events=3, max_links=2, max_attribute_length=10)
 REMOTE = SpanContext(1, 2, True, TraceFlags(TraceFlags.SAMPLED))
+
+
+@pytest.fixture(autouse=True)
+def _one_root_per_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test before this one had a trace with several roots: the process remembers, and takes the SDK's spans."""
+    monkeypatch.setattr(record, "several", False)
 
 
 class Collected(SpanProcessor):
