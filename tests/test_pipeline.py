@@ -92,6 +92,20 @@ def test_without_work_the_thread_sleeps() -> None:
     pipeline.close()
 
 
+def test_a_record_that_cannot_be_encoded(caplog: pytest.LogCaptureFixture) -> None:
+    """It costs itself, and is counted; the traces beside it are stored, and nobody waits longer for them."""
+    guard._last_logged.clear()
+    sink = ListSink()
+    pipeline = Pipeline(sink, Settings())
+    with caplog.at_level(logging.ERROR, "tracemw"):
+        broken, fine = put(pipeline, 1), put(pipeline, 1)
+        broken.metadata = None  # type: ignore[assignment]
+        assert pipeline.flush(10)
+    assert [row.trace_id for row in sink.traces] == [f"{fine.trace_id:032x}"]
+    assert pipeline.stats()["dropped"] == 1
+    pipeline.close()
+
+
 def test_flush_tells_of_an_attempt_made_after_it_was_called() -> None:
     """A store that was mended while the last attempt failed takes what is there; `flush` says so."""
     sink, refuse = ListSink(), threading.Event()

@@ -217,15 +217,18 @@ class Pipeline:
         stored = True
         while True:
             items, markers = self._take()
-            if items:
-                self._encode(items)
-            if stored or markers:  # once refused, the rest only leaves the queue, unless somebody asks
-                stored = self._write_spool()
-            if not stored:
-                self._bound_spool()
-            for marker in markers:
-                marker.stored = stored
-                marker.done.set()
+            try:
+                if items:
+                    self._encode(items)
+                if stored or markers:  # once refused, the rest only leaves the queue, unless somebody asks
+                    stored = self._write_spool()
+                if not stored:
+                    self._bound_spool()
+                for marker in markers:
+                    marker.stored = stored
+            finally:  # after a defect of ours, too: whoever waits asks again
+                for marker in markers:
+                    marker.done.set()
             if not self._queue:
                 return stored
 
@@ -261,9 +264,12 @@ class Pipeline:
                 report("Pipeline._encode", exc)
                 self._counts["dropped"] += 1
         for record in records.values():
-            row = trace_row(record)
-            traces.append(row)
-            self._remember(row.trace_id)
+            try:
+                traces.append(trace_row(record))
+                self._remember(traces[-1].trace_id)
+            except Exception as exc:
+                report("Pipeline._encode", exc)
+                self._counts["dropped"] += 1
         if traces or spans:
             self._spool.append((traces, spans))
             self._spooled += len(spans) + len(traces)
