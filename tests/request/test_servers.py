@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -266,8 +265,6 @@ def test_a_socket_under_uvicorn(ending: str, tmp_path: Path) -> None:
     assert parents(trace)["message"] == "WS /socket"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("gevent") is None, reason="needs gevent")
 def test_gevent(tmp_path: Path) -> None:
     """Greenlets of one thread have their own ids and traces, and streams nest."""
     GUNICORNS["gevent"] = ["--worker-class", "gevent"]
