@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import uuid
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 import tracemw
+from tests.request import drive
 from tracemw import current_request, guard
 from tracemw.errors import TracemwError
 from tracemw.testing import CapturedTraces, capture_traces
@@ -69,7 +71,85 @@ def test_values_that_are_no_strings(captured_traces: CapturedTraces, caplog: pyt
     assert "should be strings" in caplog.text
 
 
-@pytest.mark.parametrize("facts", [{"state": "FINE"}, {"request_preview": 1}, {"response_preview": ["a"]}])
+class Odd:
+    """What has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("odd", [["s-1"], {"id": 1}, ("a",), {"a"}, True, object(), Odd(), b"\xff"], ids=type)
+def test_what_is_no_id(captured_traces: CapturedTraces, caplog: pytest.LogCaptureFixture, odd: Any) -> None:
+    """A list, a user object and the like are left out with a warning; what was known before stays."""
+    with tracemw.start_span("root"), tracemw.context(session_id=odd, user=odd):
+        work(user="ada", session_id="s-1", client_request_id="req-1")
+        work(user=odd, session_id=odd, client_request_id=odd)
+        work(metadata={"mlflow.trace.user": odd, "mlflow.trace.session": odd})
+    info = captured_traces[0].info
+    assert info.client_request_id == "req-1"
+    assert info.trace_metadata["mlflow.trace.user"] == "ada"
+    assert info.trace_metadata["mlflow.trace.session"] == "s-1"
+    assert f"user_id of type {type(odd).__name__} has no text form that is an id; it is left out" in caplog.text
+
+
+def test_what_counts_as_its_text(captured_traces: CapturedTraces) -> None:
+    """Numbers, UUIDs, bytes and an application's own id class are ids."""
+
+    class Key:
+        def __str__(self) -> str:
+            return "key-1"
+
+    for value in (7, uuid.UUID(int=1), b"x", Key()):
+        work(user=value)
+    users = [trace.info.trace_metadata["mlflow.trace.user"] for trace in captured_traces]
+    assert users == ["7", "00000000-0000-0000-0000-000000000001", "x", "key-1"]
+
+
+@pytest.mark.parametrize("returned", [{"id": 1}, object(), ["jane"]], ids=type)
+def test_what_the_user_option_returns_is_no_id(
+    returned: Any,
+    captured_traces: CapturedTraces,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The log says so, and the trace has no user made of it."""
+    monkeypatch.setattr(guard, "_last_logged", {})
+    app = FastAPI()
+    app.add_middleware(tracemw.TraceMiddleware, user=lambda scope: returned)
+    drive.ask(app)
+    assert "mlflow.trace.user" not in captured_traces[0].info.trace_metadata
+    assert "`user` option" in caplog.text
+
+
+def test_a_value_without_a_text(captured_traces: CapturedTraces, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left out, the others are kept, and the application goes on."""
+    work(tags={"odd": Odd(), "t": "1"}, metadata={"odd": Odd(), "m": "1"}, model_id=Odd())
+    info = captured_traces[0].info
+    assert (info.tags["t"], info.trace_metadata["m"]) == ("1", "1")
+    assert "odd" not in info.tags and not {"odd", "mlflow.modelId"} & info.trace_metadata.keys()
+    assert "has no text form and is left out (Odd)" in caplog.text
+
+
+def test_a_refusal_changes_nothing(captured_traces: CapturedTraces) -> None:
+    """Whatever else was told in the same call."""
+
+    @tracemw.trace
+    def refused() -> None:
+        with pytest.raises(TracemwError, match="`metadata` parameter must be a dictionary, but got list"):
+            tracemw.update_current_trace(state="ERROR", tags={"t": "1"}, user="ada", metadata=["m"])  # type: ignore[arg-type]
+
+    refused()
+    info = captured_traces[0].info
+    assert (info.state, "t" in info.tags, "mlflow.trace.user" in info.trace_metadata) == ("OK", False, False)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"state": "FINE"}, {"request_preview": 1}, {"response_preview": ["a"]}, {"tags": ["a"]}, {"tags": 5},
+        {"metadata": "text"},
+    ],
+)  # fmt: skip
 def test_what_makes_no_sense_is_refused(captured_traces: CapturedTraces, facts: dict[str, Any]) -> None:
     """A state other than OK and ERROR, or a preview that is no text, raises, as in MLflow."""
     with pytest.raises(TracemwError, match="must be"):

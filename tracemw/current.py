@@ -50,7 +50,8 @@ def update_current_trace(
         user: The user that the trace belongs to, likewise; wins over what a header claimed.
 
     Raises:
-        TracemwError: `state` is something else, or a preview is no string, as in MLflow.
+        TracemwError: `state` is something else, a preview is no string (as in MLflow), or tags or metadata are no
+            dictionary. Nothing was changed.
     """
     record = _current()
     if record is None:
@@ -84,7 +85,7 @@ def checked(field: str, value: object) -> str | None:
 
 
 def _checked_metadata(metadata: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    if not metadata or not (SESSION_METADATA in metadata or USER_METADATA in metadata):
+    if not isinstance(metadata, Mapping) or not (SESSION_METADATA in metadata or USER_METADATA in metadata):
         return metadata
     made = dict(metadata)
     for key, field in ((SESSION_METADATA, "session_id"), (USER_METADATA, "user_id")):

@@ -183,7 +183,8 @@ def check_id(field: str, value: object) -> str | None:
 
     Args:
         field: "client_request_id", "session_id" or "user_id"; the first has the limits of a request id.
-        value: The id. Numbers, UUIDs and the like count as their `str`.
+        value: The id. Numbers, UUIDs and the like count as their `str`; a list, a dictionary, or an object
+            whose text would be its address in memory is none.
 
     Returns:
         The id without surrounding blanks, or None where it is None or empty.
@@ -194,9 +195,9 @@ def check_id(field: str, value: object) -> str | None:
     if value is None:
         return None
     try:
-        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        text = value if isinstance(value, str) else _text_of(value)
     except Exception:
-        raise ValueError(f"{field} of type {type(value).__name__} has no text form") from None
+        raise ValueError(f"{field} of type {type(value).__name__} has no text form that is an id") from None
     text = text.strip(" \t")
     try:
         return (_checked_request_id(text) if field == "client_request_id" else _checked_person(text)) or None
@@ -210,6 +211,16 @@ def clean_id(field: str, value: object) -> str | None:
         return check_id(field, value)
     except ValueError:
         return None
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode()
+    kind: Any = type(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number or (kind.__str__ is not object.__str__ and not hasattr(kind, "__iter__")):
+        return str(value)
+    raise TypeError(kind)
 
 
 def _request_id(raw: bytes | str) -> str:

@@ -19,7 +19,7 @@ from tracemw import config, provider
 from tracemw.adapting import Attached
 from tracemw.environment import process_metadata
 from tracemw.guard import due
-from tracemw.identity import Identity, IdentityReader, clean_id
+from tracemw.identity import Identity, IdentityReader, check_id
 from tracemw.pipeline import current as pipeline
 from tracemw.propagation import TrustPolicy, parse_traceparent
 from tracemw.record import RECORD_KEY, TraceRecord, current_record, with_record
@@ -86,7 +86,14 @@ class RequestTracer:
         user = self._user(carrier) if self._user is not None else None
         if user is None and self.adapter is not None:
             user = self.adapter.user(carrier)
-        return None if user is None else clean_id("user_id", str(user))
+        if user is None:
+            return None
+        try:
+            return check_id("user_id", user)
+        except ValueError as exc:
+            if due("the user of a request"):
+                logger.warning("what the `user` option or the framework gives as the user is left out: %s", exc)
+            return None
 
     def open(
         self,

@@ -152,18 +152,22 @@ class TraceRecord:
             model_id: Stored as the metadata `mlflow.modelId`.
 
         Raises:
-            TracemwError: `state` is something else, or a preview is no string (as MLflow has it).
+            TracemwError: `state` is something else, a preview is no string (as MLflow has it), or tags or metadata
+                are no dictionary. Nothing was changed.
         """
         _check_preview("request_preview", request_preview)
         _check_preview("response_preview", response_preview)
+        state = None if state is None else _checked_state(state)
+        new_tags = _strings("tags", tags) if tags else None
+        new_metadata = _strings("metadata", metadata) if metadata else None
         if state is not None:
-            self.state = _checked_state(state)
-        if tags:
-            self.tags.update(_strings("tag", tags))
-        if metadata:
-            self._update_metadata(_strings("metadata", metadata))
+            self.state = state
+        if new_tags:
+            self.tags.update(new_tags)
+        if new_metadata:
+            self._update_metadata(new_metadata)
         if model_id is not None:
-            self.metadata[MODEL_METADATA] = str(model_id)
+            self.metadata.update(_strings("metadata", {MODEL_METADATA: model_id}))
         if client_request_id is not None:
             self.client_request_id = str(client_request_id)
         if session_id is not None:
@@ -247,7 +251,17 @@ def _checked_state(state: object) -> str:
 
 def _strings(kind: str, values: Mapping[str, Any]) -> dict[str, str]:
     """Return keys and values as strings, with a warning for those that are none (as MLflow does)."""
+    if not isinstance(values, Mapping):
+        raise TracemwError(f"The `{kind}` parameter must be a dictionary, but got {type(values).__name__}.")
     others = [key for key, value in values.items() if not (isinstance(key, str) and isinstance(value, str))]
-    if others:
-        logger.warning("%s values should be strings; stored as text: %r", kind, others[:5])
-    return {str(key): value if isinstance(value, str) else str(value) for key, value in values.items()}
+    if not others:
+        return dict(values)
+    made: dict[str, str] = {}
+    for key, value in values.items():
+        try:
+            made[str(key)] = str(value)
+        except Exception:
+            logger.warning("one of the %s has no text form and is left out (%s)", kind, type(value).__name__)
+    told = [key if isinstance(key, str) else type(key).__name__ for key in others[:5]]
+    logger.warning("values of %s should be strings; stored as text: %r", kind, told)
+    return made
