@@ -184,6 +184,16 @@ FILTERS: list[tuple[str, bool, bool]] = [
     ("name = 'unclosed", False, False),
     ("name = 'a' -- comment", False, False),
     ("name = 'a' /* comment */", False, False),
+    ("tags.a-b = 'x'", False, False),
+    ("span.attributes.tokens RLIKE 5", False, False),
+    ("span.attributes.tokens NOT ILIKE 1e5", False, False),
+    ("span.attributes.tokens CONTAINS 5", False, False),
+    ("tags.1a = 'x'", True, True),
+    ("span.attributes.1a = 'x'", True, True),
+    ("metadata.`a-b` = 'x'", True, True),
+    ("name RLIKE '(a+)+b'", True, True),
+    ("name RLIKE 'a*a*a*b'", True, True),
+    ("name RLIKE '(?i)^get .*items.*$'", True, True),
     # Extensions.
     ("status = 'OK' OR name = 'x'", False, True),
     ("(status = 'OK')", False, True),
@@ -206,6 +216,14 @@ FILTERS: list[tuple[str, bool, bool]] = [
     ("text LIKE '%x%'", False, True),  # MLflow takes it with the prefix `trace.` only
     # Slips that MLflow overlooks.
     ("tags. = 'x'", True, False),
+    ("status = ('OK', 'ERROR')", True, False),  # its database refuses it then
+    ("name LIKE ('a')", True, False),
+    ("timestamp_ms = 'x'", True, False),
+    ("execution_time > 'slow'", True, False),
+    ("metadata.`a``b` = 'x'", True, False),
+    # What can take for ever: SQLite's thread would be gone with it.
+    ("name RLIKE '(?=.*a)(?=.*b)'", True, False),
+    ("name RLIKE '(a)(b*)*\\1'", True, False),
     ("name RLIKE '('", True, False),
     ("issue.name = 'x'", True, False),
 ]

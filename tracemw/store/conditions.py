@@ -130,7 +130,8 @@ def plain_of(text: str, value: Value, operand: Operand) -> str:
 
 
 def _is_numeric(node: Comparison) -> bool:
-    return node.operator in _ORDERED or all(value.kind == "number" for value in node.values)
+    by_value = node.operator in ("=", "!=", "IN") and all(value.kind == "number" for value in node.values)
+    return node.operator in _ORDERED or by_value
 
 
 def _number(text: str, node: Comparison, operand: Operand) -> Sql:

@@ -26,6 +26,7 @@ MAX_DEPTH = 20
 _AMOUNT = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _UNIT = "(?:ns|us|\u00b5s|\u03bcs|ms|min|s|m|h|d|w)"
 _NAME = r"[^\W\d]\w*"
+_KEY = r"\d*[^\W\d]\w*"
 _GRAMMAR = rf"""
 filter: _any
 order: ordering ("," ordering)*
@@ -67,11 +68,11 @@ DURATION.7: /{_AMOUNT}\s*{_UNIT}(?:{_AMOUNT}{_UNIT})*(?![\w.])/
 NUMBER.6: /-?{_AMOUNT}(?:e[+-]?\d+)?(?![\w.])/i
 STRING.5: /'(?:''|[\\]'|[^'])*'/
 QUOTED.5: /"(?:""|[\\]"|[^"])*"/
-FIELD: /(?:{_NAME}|`[^`]*`|"[^"]*")(?:\.(?:{_NAME}|`[^`]*`|"[^"]*"|'[^']*'))*/
+FIELD: /(?:{_NAME}|`[^`]*`|"[^"]*")(?:\.(?:{_KEY}|`[^`]*`|"[^"]*"|'[^']*'))*/
 %ignore /\s+/
 """
 
-_SEGMENT = re.compile(r"""[^\W\d]\w*|`[^`]*`|"[^"]*"|'[^']*'""")
+_SEGMENT = re.compile(r"""\w+|`[^`]*`|"[^"]*"|'[^']*'""")
 _UNSAFE = re.compile(r"[\x00\ud800-\udfff]")
 _FOUND = re.compile(r"""'[^']{0,40}'|"[^"]{0,40}"|`[^`]{0,40}`|\w{1,40}|&&|\|\||.""", re.DOTALL)
 _NO_KEY = re.compile(r"\.\s*([^\w\s]|$)")
