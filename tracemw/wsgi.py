@@ -254,8 +254,11 @@ class _Response:
         close = getattr(body, "close", None)
         request = self.request
         request.body_sent(self._promised)
+        file = getattr(body, "filelike", None) or getattr(body, "file", None)  # gunicorn, wsgiref; waitress
+        start = _position(file)
 
         def closing() -> None:
+            self._stopped_at(_position(file) - start)
             try:
                 if close is not None:
                     self.inside(close)
@@ -267,6 +270,24 @@ class _Response:
         except AttributeError:
             return None
         return body  # type: ignore[no-any-return]
+
+    @guarded()
+    def _stopped_at(self, read: int) -> None:
+        """Take note that the client left where a file was read, but not to its end.
+
+        One that was not read at all may have been sent by its descriptor (older gunicorns).
+        """
+        if 0 < read < self._promised:
+            self.request.size = read
+            self.request.client_left()
+            self.request.end()
+
+
+def _position(file: Any) -> int:
+    try:
+        return int(file.tell())
+    except Exception:  # none, no file, or a pipe
+        return 0
 
 
 class _Body:

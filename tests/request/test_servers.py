@@ -161,6 +161,25 @@ def test_files_go_past_us(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
+def test_a_client_that_leaves_a_file(kind: str, tmp_path: Path) -> None:
+    """A file that was sent in part only is `disconnected`; the root knows how much the server took of it."""
+    size = 64 << 20  # more than the sockets' buffers hold
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(size)
+    with serve(kind, tmp_path, FILE=str(tmp_path / "large")) as site:
+        with site.server.open("GET", "/file") as response:
+            assert response.read(10) == b"\0" * 10
+        (trace,) = site.traces(1)
+        assert len(site.server.get("/file").body) == size
+        whole = site.traces(2)[1]
+    attributes = root(trace).attributes
+    assert (attributes["tracemw.outcome"], trace.info.state) == ("disconnected", "STATE_UNSPECIFIED")
+    assert 10 <= attributes["http.response.body.size"] < size
+    assert root(whole).attributes["tracemw.outcome"] == "completed"
+    assert root(whole).attributes["http.response.body.size"] == size
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread"])
 @pytest.mark.parametrize("status", [204, 304])
 def test_answers_without_a_body(kind: str, status: int, tmp_path: Path) -> None:
     """204 and 304 are complete."""
