@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from tests.filter_data import FILTERS, MS, NOW, make_span, make_trace, sample_rows
 from tracemw.errors import FilterError
 from tracemw.store import Store, open_store
-from tracemw.store.automaton import Automaton, parse
 from tracemw.store.filter import compile_filter, compile_order, register_functions
 from tracemw.store.match import MAX_SUBJECT, check_regex
 
@@ -275,7 +274,6 @@ def test_mlflow_verdict(store: Store, filter_string: str, mlflow: bool, ours: bo
         ("status_code = 'abc'", "expected a number", 14, 5),
         ("span.attributes.n > 'abc'", "expected a number", 20, 5),
         ("name RLIKE '('", "not a regular expression: missing )", 11, 3),
-        ("name RLIKE '(?=a*)a+b'", "RLIKE joined by AND", 11, 11),
         ("prompt = 'x'", "a prompt is written 'name/version'", 9, 3),
         ("feedback.score > '0.5'", "> needs a number without quotes", 17, 5),
         ("name = 'a\x00b'", "no stored text contains this character", 9, 1),
@@ -356,54 +354,32 @@ def test_huge_numbers(store: Store) -> None:
 # Regular expressions.
 
 
-EXPLOSIVE = ["(a+)+$", "(a|a)*b", r"(\w+\s)*$", "((a*))*b", "(a?){30}b", "(x{1,5}|a)*y", "(?P<n>a+)+b"]
-EXPLOSIVE += ["(?:a|ab)+c", "(?:a{1,9}){9}b"]
+EXPLOSIVE = ["(a+)+$", "(a|aa)+b", r"(\w+\s?)*$", "(a?){30}b", "(x{1,5}|a)*y", "(?:a|ab)+c", "(?:a{1,9}){9}b"]
 POLYNOMIAL = ["a*a*b", "a*a*a*a*b", ".*.*.*!", r"(\w*)(\d*)(\w*)!", "a{0,99}a{0,99}a{0,99}b", ".*?.*?.*?!"]
+GOING_BACK = [r"(a)(b*)*\1", "(?=a*b*)c", "(?:a{99}b?){99}", "(?<=a)b+c*"]
 
 
-@pytest.mark.parametrize("pattern", EXPLOSIVE + POLYNOMIAL)
-def test_explosive_expressions(pattern: str) -> None:
-    """Expressions that an engine which tries all ways takes for ever on are searched for like any other."""
+@pytest.mark.parametrize("pattern", EXPLOSIVE + POLYNOMIAL + GOING_BACK)
+def test_no_expression_hangs(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an engine that tries all ways would take for ever on is found, or ended with what to do."""
+    monkeypatch.setattr("tracemw.store.match.MAX_SECONDS", 0.5)
     with open_store("memory:") as store:
         store.write([make_trace(1, name="a" * MAX_SUBJECT + "c"), make_trace(2, name="a" * 99 + " ")], [])
         began = time.monotonic()
-        store.search(f"name RLIKE '{pattern}'")
-        assert time.monotonic() - began < 10
+        try:
+            store.search(f"name RLIKE '{pattern}'")
+        except FilterError as exc:
+            assert "RLIKE takes too long" in str(exc)
+        assert time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("pattern", [r"(a)(b*)*\1", "(?=a*b*)c", "(?:a{99}b?){99}", "(?<=a)b+c*"])
-def test_expressions_that_are_too_much_at_once(store: Store, pattern: str) -> None:
-    """What only going back can do is refused where it could take for ever, with what to do."""
-    with pytest.raises(FilterError, match="write several RLIKE joined by AND"):
-        store.search(f"name RLIKE '{pattern}'")
-
-
-_ATOMS = st.sampled_from(
-    ["a", "b", ".", "[ab]", "[^a]", "\u00e9", "A", "-"]
-    + [r"\w", r"\d", r"\S", "^", "$", r"\b", r"\B", r"\A", r"\Z", r"\n"]
-)
-_PATTERNS = st.recursive(
-    _ATOMS,
-    lambda inner: st.one_of(
-        st.builds("{}{}".format, inner, inner),
-        st.builds("(?:{}|{})".format, inner, inner),
-        st.builds("({}){}".format, inner, st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "*?", "{2,}"])),
-        st.builds("(?{}:{})".format, st.sampled_from(["i", "s", "m", "-i"]), inner),
-    ),
-    max_leaves=8,
-)
-
-
-@given(st.sampled_from(["", "(?i)", "(?m)", "(?s)", "(?a)"]), _PATTERNS, st.text("abA\u00e9\n_-1 ", max_size=8))
-def test_the_automaton_agrees_with_pythons_engine(flags: str, pattern: str, text: str) -> None:
-    """Both find the same expressions in the same texts."""
-    try:
-        expected = re.compile(flags + pattern)
-    except re.error:
-        return
-    automaton = Automaton(parse(flags + pattern))
-    for _ in range(2):  # the second time from what was kept
-        assert automaton.search(text, time.perf_counter() + 60) == (expected.search(text) is not None)
+def test_an_expression_that_takes_too_long_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names RLIKE and says what to do."""
+    monkeypatch.setattr("tracemw.store.match.MAX_SECONDS", 0.2)
+    with open_store("memory:") as store:
+        store.write([make_trace(1, name="a" * 5000 + "!")], [])
+        with pytest.raises(FilterError, match="RLIKE takes too long"):
+            store.search("name RLIKE '(a+)+$'")
 
 
 @pytest.mark.parametrize(
@@ -422,10 +398,10 @@ def test_regex_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connection.execute("SELECT ? REGEXP 'z'", ("a" * MAX_SUBJECT + "z",)).fetchone() == (0,)
     assert connection.execute("SELECT NULL REGEXP 'z'").fetchone() == (None,)
     connection.execute("CREATE TABLE x (v)")
-    connection.executemany("INSERT INTO x VALUES (?)", [("0" * 9000,)] * 500)
+    connection.executemany("INSERT INTO x VALUES (?)", [("0" * 9000 + "1",)] * 500)
     began = time.monotonic()
     with pytest.raises(sqlite3.OperationalError):
-        connection.execute("SELECT count(*) FROM x WHERE v REGEXP '0*b'").fetchall()
+        connection.execute("SELECT count(*) FROM x WHERE v REGEXP '(0+)+$'").fetchall()
     assert time.monotonic() - began < 30
     connection.close()
 

@@ -14,9 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
-
-from .automaton import Automaton, Unfit, choices, parse
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import sqlite3
@@ -101,29 +99,23 @@ def _encoded(text: str, escapes: Sequence[bool]) -> str:
 
 
 def check_regex(pattern: str) -> str | None:
-    """Return what is wrong with a regular expression, None if nothing is.
-
-    All that Python's engine knows is allowed in an expression with one repetition or alternative. With more it
-    may take for ever, and cannot be stopped meanwhile: those are searched for in another way (see `automaton`).
-    """
+    """Return what is wrong with a regular expression, None if nothing is."""
     if len(pattern) > MAX_PATTERN:
         return f"the regular expression has more than {MAX_PATTERN} characters"
     try:
         _compiled(pattern)
-    except Unfit as error:
-        return f"the regular expression is too much at once: {error}; write several RLIKE joined by AND"
-    except (re.error, RecursionError, OverflowError) as error:
+    except Exception as error:  # the library's own, of recursion, of overflow
         return f"not a regular expression: {error}"
     return None
 
 
 @lru_cache(maxsize=64)
-def _compiled(pattern: str) -> re.Pattern[str] | Automaton:
+def _compiled(pattern: str) -> Any:
+    import regex  # its searches can be given a time, those of Python's own module cannot be stopped
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = re.compile(pattern)
-    tree = parse(pattern)
-    return plain if choices(tree) < 2 else Automaton(tree)
+        return regex.compile(pattern)
 
 
 def register_functions(connection: sqlite3.Connection) -> None:
@@ -148,22 +140,16 @@ def _regexp() -> Callable[[str, object], bool | None]:
         began = time.perf_counter()
         spent = spent if began - last < 0.5 else 0.0
         try:
-            found = _search(_compiled(pattern), str(value)[:MAX_SUBJECT], began + MAX_SECONDS - spent)
+            # Other threads go on meanwhile: the process may be serving.
+            found = _compiled(pattern).search(
+                str(value)[:MAX_SUBJECT], timeout=max(0.0, MAX_SECONDS - spent), concurrent=True
+            )
         finally:
             last = time.perf_counter()
             spent += last - began
-        if spent > MAX_SECONDS:
-            spent = 0.0
-            raise TimeoutError(f"RLIKE {pattern!r} took more than {MAX_SECONDS:g} s")
-        return found
+        return found is not None
 
     return regexp
-
-
-def _search(expression: re.Pattern[str] | Automaton, text: str, deadline: float) -> bool:
-    if isinstance(expression, Automaton):
-        return expression.search(text, deadline)
-    return expression.search(text) is not None
 
 
 def _ilike(value: object, pattern: str, is_json: int = 0) -> bool | None:
