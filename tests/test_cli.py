@@ -24,8 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.delivery.backends import Collector
-from tests.filter_data import MS, make_span, make_trace, sample_rows
+from tests.filter_data import MS, NOW, make_span, make_trace, sample_rows
 from tracemw.cli import cli
+from tracemw.pipeline.courier import connect
 from tracemw.pipeline.lease import Lease
 from tracemw.store import open_store
 from tracemw.terminal import Column, Screen, cut, safe, table, width
@@ -397,6 +398,33 @@ def test_lines_fit_the_terminal(path: Path) -> None:
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_odd_texts_fit_the_terminal(path: Path, columns: int) -> None:
+    """Long, wide and hostile texts anywhere in a trace widen no line; a headline keeps what is behind the name."""
+    for number, text in enumerate([HOSTILE * 9, "東京" * 200, "x" * 9000], 700):
+        row = make_trace(
+            number, name=text, user_id=text, session_id=text, client_request_id=f"id-{number}", duration_ns=5 * MS,
+            request_preview=text, tags={text: text}, metadata={text: text, "app_version": text}, state="ERROR",
+        )  # fmt: skip
+        event = {"name": text, "time_ns": NOW, "attributes": {text: text}}
+        span = make_span(row.trace_id, name=text, span_type="TOOL", attributes={text: text}, events=[event])
+        with open_store(f"sqlite:///{path}") as store:
+            store.write([row], [span])
+    commands = [["search"], ["tail", "--once"], ["compare", "--by", "version"], ["show", "-a", "id-701"]]
+    for command in [*commands, ["show", "-a", "id-700"], ["show", "id-702"]]:
+        lines = in_terminal([*command, "--store", str(path)], columns=columns, NO_COLOR="1").splitlines()
+        assert max(map(width, lines)) <= (columns if command[0] != "tail" else 150), command
+    assert "ERROR  5.0 ms" in in_terminal(["show", "id-702", "--store", str(path)], columns=columns, NO_COLOR="1")
+
+
+def test_narrow_tables(path: Path) -> None:
+    """On a narrow terminal the columns that tell least are left out."""
+    lines = in_terminal(["search", "--store", str(path)], columns=40, NO_COLOR="1").splitlines()
+    assert max(map(width, lines)) <= 50 and lines[0].split() == ["STATUS", "TOOK", "NAME", "TRACE", "ID"]
+    lines = in_terminal(["compare", "--by", "name", "--store", str(path)], columns=40, NO_COLOR="1").splitlines()
+    assert max(map(width, lines)) <= 40 and lines[0].split()[:2] == ["NAME", "TRACES"]
+
+
 def test_output_that_cannot_show_everything(path: Path) -> None:
     """An output that knows few letters gets escapes and a tree of ASCII, not an error."""
     arguments = ["show", "req-2", "--attributes", "--store", str(path)]
@@ -687,6 +715,8 @@ def test_store_in_a_closed_directory(command: str) -> None:
     path = folder / "store.db"
     with open_store(f"sqlite:///{path}"):
         pass
+    connect("otlp+http://127.0.0.1:9").close()  # what is imported later may be closed to an ordinary user
+    click.testing.CliRunner().invoke(cli, ["doctor", "--store", str(path)])
     os.setresuid(65534, 65534, 0)
     try:
         result = click.testing.CliRunner().invoke(cli, [*command.split(), "--store", str(path)])

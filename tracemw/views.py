@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from tracemw.store.rows import SpanRow, StoredTrace, TraceRow
-from tracemw.terminal import Column, Screen, safe, safe_lines, table, width
+from tracemw.terminal import Column, Screen, cut, safe, safe_lines, table, width
 
 if TYPE_CHECKING:
     from tracemw.store.compare import Group
@@ -17,19 +17,18 @@ INPUTS: Final = "mlflow.spanInputs"
 OUTPUTS: Final = "mlflow.spanOutputs"
 _SHOWN_ELSEWHERE: Final = frozenset({INPUTS, OUTPUTS, "mlflow.spanType", "mlflow.traceRequestId"})
 _OUTCOMES: Final = frozenset({"disconnected", "cancelled", "interrupted"})
-_PREFIX: Final = (
-    15  # cells of a trace id that are left on a narrow terminal: more than enough to tell traces apart
-)
+_FACT: Final = 24  # cells of a fact in a line of its own, and of a name of one, on a terminal
+_PREFIX: Final = 12  # cells of a trace id that are left on a narrow terminal: enough to tell traces apart
 
 _COLUMNS: Final = (
-    Column("STARTED"),
+    Column("STARTED", spare=1),
     Column("STATUS"),
     Column("TOOK", right=True),
-    Column("NAME", least=16, weight=1),
-    Column("VERSION", least=7, weight=2, spare=2),
-    Column("USER", least=8, weight=2, spare=3),
-    Column("SESSION", least=8, weight=3, spare=4),
-    Column("REQUEST ID", least=12, weight=4, spare=1),
+    Column("NAME", least=12, weight=1),
+    Column("VERSION", least=7, weight=2, spare=3),
+    Column("USER", least=8, weight=2, spare=4),
+    Column("SESSION", least=8, weight=3, spare=5),
+    Column("REQUEST ID", least=12, weight=4, spare=2),
     Column("TRACE ID", least=_PREFIX, weight=5),
 )
 STATE_STYLES: Final = {"OK": "green", "ERROR": "red", "IN_PROGRESS": "cyan"}
@@ -94,13 +93,18 @@ def listing(screen: Screen, traces: Sequence[StoredTrace], *, headline: bool = T
 def one_line(screen: Screen, row: TraceRow) -> str:
     """Return a trace as a line of its own, for a list that goes on."""
     facts = [f"{name}={value}" for name, value in (("user", row.user_id), ("session", row.session_id)) if value]
+    before = moment(row.start_ns, milliseconds=True), f"{status(row):<9}", f"{duration(row.duration_ns):>8}"
+    after = [*map(safe, facts), f"tr-{row.trace_id}"]
+    if screen.columns is not None:
+        after = [cut(fact, _FACT) for fact in after[:-1]] + [cut(after[-1], screen.columns // 3)]
+    name = screen.fit(safe(row.name), sum(width(part) + 2 for part in (*before, *after)))
     parts = [
-        screen.paint(moment(row.start_ns, milliseconds=True), "dim"),
-        screen.paint(f"{status(row):<9}", STATE_STYLES.get(row.state, "yellow")),
-        f"{duration(row.duration_ns):>8}",
-        screen.paint(safe(row.name), "bold"),
-        *map(safe, facts),
-        screen.paint(f"tr-{row.trace_id}", "dim"),
+        screen.paint(before[0], "dim"),
+        screen.paint(before[1], STATE_STYLES.get(row.state, "yellow")),
+        before[2],
+        screen.paint(name, "bold"),
+        *after[:-1],
+        screen.paint(after[-1], "dim"),
     ]
     return "  ".join(parts)
 
@@ -108,13 +112,16 @@ def one_line(screen: Screen, row: TraceRow) -> str:
 # Groups of traces.
 
 
+_MEASURES: Final = (  # what there is no room for is left out, the least telling first
+    ("TRACES", 0), ("ERRORS", 3), ("ERROR %", 0), ("95 % INTERVAL", 6), ("P50", 4), ("P95", 1), ("P99", 5),
+    ("ERROR % DIFF", 0), ("P50 DIFF", 7), ("P95 DIFF", 2),
+)  # fmt: skip
+
+
 def comparison(screen: Screen, by: str, groups: Sequence[Group]) -> list[str]:
     """Return the lines of a table of groups; `*` marks a difference from the baseline that is more than chance."""
     columns = [Column(safe(by).upper(), least=10, weight=1)]
-    columns += [Column(title, right=True) for title in ("TRACES", "ERRORS", "ERROR %", "95 % INTERVAL")]
-    columns += [
-        Column(title, right=True) for title in ("P50", "P95", "P99", "ERROR % DIFF", "P50 DIFF", "P95 DIFF")
-    ]
+    columns += [Column(title, right=True, spare=spare) for title, spare in _MEASURES]
     rows, styles = [], []
     for group in groups:
         name = "(none)" if group.value is None else group.value
@@ -162,21 +169,18 @@ def tree(screen: Screen, trace: StoredTrace, *, attributes: bool = False, full: 
         yield "(no span of it has ended yet)" if trace.row.state == "IN_PROGRESS" else "(no spans)"
     told_below = _told_below(trace.spans)
     for span, lead, body in _walk(screen, trace):
-        yield lead + _headline(screen, span, trace.row)
+        yield lead + _headline(wide, span, trace.row, len(lead))
         for line in _details(wide, span, len(body), attributes, span.span_id in told_below and not full):
             yield screen.paint(body, "dim") + line
 
 
 def _facts(screen: Screen, trace: StoredTrace) -> Iterator[str]:
     row = trace.row
-    yield "  ".join(
-        (
-            screen.paint(safe(row.name), "bold"),
-            screen.paint(status(row), STATE_STYLES.get(row.state, "yellow")),
-            duration(row.duration_ns),
-            screen.paint(moment(row.start_ns, milliseconds=True), "dim"),
-        )
-    )
+    yield _named(screen, row.name, [
+        (status(row), STATE_STYLES.get(row.state, "yellow")),
+        (duration(row.duration_ns), ""),
+        (moment(row.start_ns, milliseconds=True), "dim"),
+    ])  # fmt: skip
     facts = {
         "trace id": f"tr-{row.trace_id}",
         "request id": row.client_request_id,
@@ -187,10 +191,11 @@ def _facts(screen: Screen, trace: StoredTrace) -> Iterator[str]:
         **{f"tag {key}": value for key, value in sorted(row.tags.items())},
         **dict(sorted(row.metadata.items())),
     }
-    shown = {safe(name): safe(value) for name, value in facts.items() if value is not None}
-    margin = min(max(map(len, shown)), 28)
-    for name, value in shown.items():
-        yield f"  {screen.paint(f'{name:<{margin}}', 'dim')}  {screen.fit(value, max(margin, len(name)) + 4)}"
+    shown = [(_label(screen, name), safe(value)) for name, value in facts.items() if value is not None]
+    margin = min(max(width(name) for name, _ in shown), 28)
+    for name, value in shown:
+        blank = " " * (margin - width(name))
+        yield f"  {screen.paint(name + blank, 'dim')}  {screen.fit(value, max(margin, width(name)) + 4)}"
     yield ""
 
 
@@ -222,17 +227,23 @@ def _walk(screen: Screen, trace: StoredTrace) -> Iterator[tuple[SpanRow, str, st
                 stack.append((child, body + (last if is_last else branch), body + (blank if is_last else pipe)))
 
 
-def _headline(screen: Screen, span: SpanRow, trace: TraceRow) -> str:
-    parts = [screen.paint(safe(span.name), "bold"), screen.paint(duration(span.end_ns - span.start_ns), "cyan")]
+def _headline(screen: Screen, span: SpanRow, trace: TraceRow, used: int) -> str:
+    parts = [(duration(span.end_ns - span.start_ns), "cyan")]
     if span.span_type and span.span_type != "UNKNOWN":
-        parts.insert(1, screen.paint(safe(span.span_type), "dim"))
+        parts.insert(0, (safe(span.span_type), "dim"))
     if span.status == "ERROR":
-        parts.append(screen.paint("ERROR", "red"))
+        parts.append(("ERROR", "red"))
     elif span.kind not in ("INTERNAL", "SERVER"):
-        parts.append(screen.paint(span.kind.lower(), "dim"))
+        parts.append((span.kind.lower(), "dim"))
     if span.start_ns > trace.start_ns + (trace.duration_ns or 0) and trace.duration_ns is not None:
-        parts.append(screen.paint("after the response", "dim"))
-    return "  ".join(parts)
+        parts.append(("after the response", "dim"))
+    return _named(screen, span.name, parts, used)
+
+
+def _named(screen: Screen, name: str, parts: Sequence[tuple[str, str]], used: int = 0) -> str:
+    """Return a name and, behind what of it fits, texts with their styles."""
+    shown = screen.fit(safe(name), used + sum(width(text) + 2 for text, _ in parts))
+    return "  ".join([screen.paint(shown, "bold"), *(screen.paint(text, style) for text, style in parts)])
 
 
 def _told_below(spans: Sequence[SpanRow]) -> set[str]:
@@ -259,13 +270,14 @@ def _details(screen: Screen, span: SpanRow, used: int, attributes: bool, told_be
             yield _value(screen, label, found[key], used)
     if attributes:
         for key in sorted(found.keys() - _SHOWN_ELSEWHERE):
-            yield _value(screen, safe(key), found[key], used)
+            yield _value(screen, _label(screen, key), found[key], used)
     events = _list(span.events)
     failed = [event for event in events if event.get("name") == "exception"]
     for event in events:
         if event not in failed:
             offset = duration(event.get("time_ns", span.start_ns) - span.start_ns)
-            yield _value(screen, f"{safe(str(event.get('name')))} +{offset}", event.get("attributes") or "", used)
+            name = _label(screen, str(event.get("name")))
+            yield _value(screen, f"{name} +{offset}", event.get("attributes") or "", used)
     for event in failed:
         lines = _exception(screen, event.get("attributes") or {}, used)
         yield from list(lines)[:1] if told_below else lines
@@ -282,6 +294,10 @@ def _exception(screen: Screen, attributes: dict[str, Any], used: int) -> Iterato
     for line in safe_lines(str(attributes.get("exception.stacktrace", "")).strip("\n")):
         if line:
             yield screen.paint(screen.fit(f"  {line}", used), "dim")
+
+
+def _label(screen: Screen, name: str) -> str:
+    return safe(name) if screen.columns is None else cut(safe(name), max(_FACT, screen.columns // 2))
 
 
 def _value(screen: Screen, label: str, value: Any, used: int) -> str:
