@@ -80,6 +80,7 @@ def test_metadata_names_extras_and_entry_points() -> None:
         "contextvars-extras",
         "click",
         "lark",
+        "regex",
     }
 
 

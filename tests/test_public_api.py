@@ -49,6 +49,7 @@ HEAVY = [
     "jinja2",
     "click",
     "lark",
+    "regex",
     "contextvars_extras",
     "requests",
     "grpc",

@@ -28,7 +28,9 @@ SETS: Final[dict[str, tuple[str, ...]]] = {
     "nested": ("fastapi==0.137.*", "flask[async]==3.1.*"),
     "telemetry": ("fastapi==0.142.0", "flask[async]==3.1.*", "mlflow-tracing==3.10.0"),
 }
-OURS: Final = ("opentelemetry-sdk", "contextvars-extras", "click", "lark", "hypothesis", "pytest>=8.3")
+OURS: Final = (
+    "opentelemetry-sdk", "contextvars-extras", "click", "lark", "regex", "hypothesis", "pytest>=8.3",
+)  # fmt: skip
 
 
 def environment(name: str) -> Path:
