@@ -16,7 +16,7 @@ import pytest
 
 from tests.store.rows import START, span, trace, trace_id
 from tracemw.errors import FilterError, StoreError
-from tracemw.store import Store, connections, open_store, tokens
+from tracemw.store import Store, open_store, patience, tokens
 from tracemw.store.errors import explained
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
@@ -244,7 +244,7 @@ def test_a_file_of_a_newer_version() -> None:
 
 def test_locked_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who finds the file locked waits, then is told to try again; reading goes on meanwhile."""
-    monkeypatch.setattr(connections, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(patience, "BUSY_TIMEOUT", 0.1)
     with open_store("sqlite:///store.db") as store, closing(sqlite3.connect("store.db")) as other:
         store.write([trace(1)], [])
         other.execute("BEGIN IMMEDIATE")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .database import Store, open_store
+from .database import Store, absolute, open_store
 from .outbox import DeadLetter, OutboxStats
 from .reader import Cursor
 from .rows import SpanRow, StoredPage, StoredTrace, TraceRow
@@ -18,5 +18,6 @@ __all__ = [
     "StoredTrace",
     "TraceRow",
     "Trouble",
+    "absolute",
     "open_store",
 ]

@@ -10,6 +10,7 @@ sides; a fork that Python does not know of (uWSGI's) is noticed by the process i
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sqlite3
 import stat
@@ -20,19 +21,38 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from tracemw.errors import StoreError
+from tracemw.errors import StoreError, TracemwError
+from tracemw.forks import RenewedLock
+from tracemw.guard import due
 
 from .errors import denied, explained, missing_folder
+from .patience import ATTEMPT, patiently
 
-BUSY_TIMEOUT = 5.0  # seconds a transaction waits for another process's
+logger = logging.getLogger("tracemw")
+
 FORK_TIMEOUT = 5.0  # seconds a fork waits for the transactions of other threads
 IDLE_LIMIT = 8  # connections kept open while nobody uses them
 
 Prepare = Callable[[sqlite3.Connection, str, bool], None]
 
-_files = threading.Lock()
+_files = RenewedLock()
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+class Identity(NamedTuple):
+    """Which files a path stands for at the moment.
+
+    Attributes:
+        database: Device and number of the file.
+        log: Number of the log beside it; None where there is none.
+        empty: The file has no content, not even a header.
+    """
+
+    database: tuple[int, int]
+    log: int | None
+    empty: bool
 
 
 class Pool:
@@ -49,6 +69,7 @@ class Pool:
         self.name = path or "the store in memory"
         self._create = create
         self._prepare = prepare
+        self.replaced = 0  # how often somebody took the file away from under us
         self._restart()
         _pools.add(self)
 
@@ -58,7 +79,7 @@ class Pool:
         self._changed = threading.Condition()
         self._idle: list[sqlite3.Connection] = []
         self._users: Counter[int] = Counter()
-        self._file: tuple[int, int] | None = None
+        self._file: Identity | None = None
         self._paused = False
         self._closed = False
 
@@ -73,9 +94,59 @@ class Pool:
         try:
             yield connection
         except sqlite3.Error as error:
-            raise explained(error, self.name) from error
+            raise self._explained(error, file) from error
         finally:
             self._give_back(connection, file)
+
+    @contextmanager
+    def transaction(
+        self, kind: str = "IMMEDIATE", patient: Callable[[], bool] | None = None
+    ) -> Iterator[sqlite3.Connection]:
+        """Lend a connection for the block, which is one transaction: all of it is stored, or nothing.
+
+        Args:
+            kind: `IMMEDIATE` to write, `DEFERRED` to read one state of the file. While another process has it
+                locked, the caller waits.
+            patient: Asked now and then while it waits; False ends the waiting.
+
+        Raises:
+            StoreError: The file cannot be opened, is locked for too long, or an SQLite error left the block.
+        """
+        connection, file = patiently(lambda: self._begin(kind), patient)
+        try:
+            with _ended(connection):
+                yield connection
+        except sqlite3.Error as error:
+            raise self._explained(error, file) from error
+        finally:
+            self._give_back(connection, file)
+
+    def _begin(self, kind: str) -> tuple[sqlite3.Connection, Identity | None]:
+        connection, file = self._take()
+        try:
+            connection.execute(f"BEGIN {kind}")
+            if kind == "DEFERRED":  # begins with the first read, which may meet a lock as well
+                connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+        except BaseException as error:
+            _roll_back(connection)
+            self._give_back(connection, file)
+            if isinstance(error, sqlite3.Error):
+                raise self._explained(error, file) from error
+            raise
+        return connection, file
+
+    def _explained(self, error: sqlite3.Error, file: Identity | None) -> TracemwError:
+        """Return the error to raise; what comes of files that were replaced meanwhile passes by itself."""
+        found = explained(error, self.name)
+        if isinstance(found, StoreError) and not found.retry and self._identity() != file:
+            return StoreError(f"{self.name} was replaced meanwhile ({error}): it is tried again", retry=True)
+        return found
+
+    def rest(self) -> None:
+        """Shut the connections that nobody uses: the last one of a file moves its log into it."""
+        with self._changed:
+            if self.path is not None and self._pid == os.getpid():
+                self._shut_idle()
 
     def close(self) -> None:
         """Shut all connections; those in use are shut when they are given back."""
@@ -90,10 +161,13 @@ class Pool:
         for connection in getattr(self, "_idle", ()):  # not there if the constructor failed
             connection.close()
 
-    def _take(self) -> tuple[sqlite3.Connection, tuple[int, int] | None]:
+    def _take(self) -> tuple[sqlite3.Connection, Identity | None]:
         if self._pid != os.getpid():
             self.after_fork_in_child()
         file = self._identity()
+        if self._idle and file != self._file:
+            with _files:
+                self._forsake(file)
         with self._changed:
             if self.path is None and threading.get_ident() in self._users:
                 raise StoreError(f"{self.name} is in use by this very thread (a signal handler?)", retry=True)
@@ -101,9 +175,6 @@ class Pool:
                 self._changed.wait()
             if self._closed:
                 raise StoreError(f"{self.name} was closed: open it again with open_store()")
-            if file is None or file != self._file:  # removed or replaced: the old one is no longer what others see
-                if self.path is not None:
-                    self._shut_idle()
             self._users[threading.get_ident()] += 1
             if self._idle:
                 return self._idle.pop(), self._file
@@ -117,7 +188,7 @@ class Pool:
             self._file = file
         return connection, file
 
-    def _give_back(self, connection: sqlite3.Connection, file: tuple[int, int] | None) -> None:
+    def _give_back(self, connection: sqlite3.Connection, file: Identity | None) -> None:
         with self._changed:
             keep = not self._closed and file == self._file and len(self._idle) < IDLE_LIMIT
             if keep:
@@ -132,16 +203,47 @@ class Pool:
             self._users += Counter()  # drops the zeros
             self._changed.notify_all()
 
-    def _identity(self) -> tuple[int, int] | None:
+    def _identity(self) -> Identity | None:
         if self.path is None:
             return None
         try:
             found = os.stat(self.path)
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        try:
+            log = os.stat(f"{self.path}-wal").st_ino
+        except OSError:
+            log = None
+        return Identity((found.st_dev, found.st_ino), log, found.st_size == 0)
+
+    def _forsake(self, file: Identity | None) -> None:
+        """Shut the connections to files that are no longer those that others see under their names.
+
+        What a removed log holds is saved by that, unless another process has the database open: SQLite moves it
+        into the file. An emptied file it makes unreadable, so that is emptied again.
+        """
+        known = self._file
+        if known is None or self.path is None or not self._idle or self._identity() != file:
+            return  # another thread has done it
+        for pool in list(_pools):  # SQLite has one index of the log for all connections of a process
+            if pool.path == self.path:
+                pool.rest()
+        if file is not None and file.database == known.database:
+            if known.log is None:
+                return  # a log came to a file that could only be read so far
+            if file.empty and not known.empty:
+                _empty(self.path)
+        elif file is not None and file.log == known.log:
+            _discard_log(self.path)  # SQLite would take it for that of the file that is there now
+        self.replaced += 1
+        if due(f"replaced {self.path}"):
+            logger.error(
+                "%s, or its -wal file, was removed, replaced or emptied while traces were written to it."
+                " What was in it may be lost; traces go on to the file that is there now.", self.path
+            )  # fmt: skip
 
     def _connect(self) -> sqlite3.Connection:
+        file = self._identity()
         try:
             if self.path is None:
                 mode, connection = "mode=memory", _opened(":memory:")
@@ -155,7 +257,7 @@ class Pool:
                 connection.close()
                 raise
         except sqlite3.Error as error:
-            raise explained(error, self.name) from error
+            raise self._explained(error, file) from error
         return connection
 
     def _shut_idle(self) -> None:
@@ -197,12 +299,15 @@ class Pool:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
-    """Run the block in one transaction: all of it is stored, or nothing.
-
-    Args:
-        kind: `IMMEDIATE` to write, waiting for the lock first; `DEFERRED` to read one state of the file.
-    """
+    """Run the block in one transaction."""
     connection.execute(f"BEGIN {kind}")
+    with _ended(connection):
+        yield
+
+
+@contextmanager
+def _ended(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit after the block, or roll back."""
     try:
         yield
         connection.execute("COMMIT")
@@ -213,8 +318,26 @@ def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iter
 
 def _opened(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(
-        uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=256
+        uri, uri=True, timeout=ATTEMPT, isolation_level=None, check_same_thread=False, cached_statements=256
     )
+
+
+def _empty(path: str) -> None:
+    """Have an emptied file begin anew, without the log of what it held."""
+    try:
+        os.truncate(path, 0)
+    except OSError as error:
+        logger.error("%s cannot be made anew: %s", path, error.strerror)
+    _discard_log(path)
+
+
+def _discard_log(path: str) -> None:
+    """Remove log and index of a file that is gone: processes that have not noticed yet still use them."""
+    for name in (f"{path}-wal", f"{path}-shm"):
+        try:
+            os.unlink(name)
+        except OSError:  # most often there is none
+            pass
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
@@ -234,6 +357,8 @@ def _secured(path: str, create: bool) -> str:
         StoreError: It cannot be made, or is nothing that can be opened.
     """
     if create:
+        if not os.path.exists(path):
+            _discard_log(path)
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600))
         except FileExistsError:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from tracemw.errors import FilterError, StoreError
 
 from . import outbox, reader, retention, troubles, writer
 from .codec import cleaned_spans, cleaned_traces, within
-from .connections import Pool, transaction
+from .connections import Pool
 from .outbox import DeadLetter, OutboxStats
+from .patience import patiently
 from .reader import Cursor
 from .rows import SpanRow, StoredPage, StoredTrace, TraceRow
 from .schema import prepare
@@ -33,6 +34,10 @@ _UNCLEAN = (
     ValueError, TypeError, AttributeError, OverflowError,
     sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError, sqlite3.DataError,
 )  # fmt: skip
+
+
+class _Unwritable(Exception):
+    """A row holds what SQLite cannot take."""
 
 
 def open_store(url: str, *, create: bool = True) -> Store:
@@ -62,7 +67,7 @@ class Store:
         self.path = _path(url)
         self._pool = Pool(self.path, create=create, prepare=prepare)
         self._counts: Counter[str] = Counter()
-        with self._pool.connection():  # an unusable file is told of now
+        with self._reading():  # an unusable file is told of now
             pass
 
     def __enter__(self) -> Store:
@@ -75,9 +80,25 @@ class Store:
         """Close all connections. Later calls raise StoreError."""
         self._pool.close()
 
+    def rest(self) -> None:
+        """Close the connections that nobody uses now: the last one moves the log into the file."""
+        self._pool.rest()
+
+    @property
+    def replaced(self) -> int:
+        """How often somebody removed, replaced or emptied the file under this object."""
+        return self._pool.replaced
+
     # Writing.
 
-    def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow], *, outbox: bool = False) -> None:
+    def write(
+        self,
+        traces: Sequence[TraceRow],
+        spans: Sequence[SpanRow],
+        *,
+        outbox: bool = False,
+        patient: Callable[[], bool] | None = None,
+    ) -> None:
         """Store traces and spans in one transaction; those that are there already are brought up to date.
 
         A span whose trace is not there makes one that is in progress. NUL characters and lone surrogates become
@@ -85,25 +106,34 @@ class Store:
 
         Args:
             outbox: Also queue the traces for delivery.
+            patient: Asked now and then while another process has the file locked; False ends the waiting.
 
         Raises:
             StoreError: Nothing was stored; `retry` tells whether it is worth trying again.
         """
         if not traces and not spans:
             return
-        with self._pool.connection() as connection:
+        try:
+            return self._write(traces, spans, outbox, patient)
+        except _Unwritable:
+            pass
+        try:
+            self._write(cleaned_traces(traces), cleaned_spans(spans), outbox, patient)
+        except (_Unwritable, *_UNCLEAN) as error:
+            raise StoreError(f"a row cannot be stored: {error.__cause__ or error}") from error
+
+    def _write(
+        self,
+        traces: Sequence[TraceRow],
+        spans: Sequence[SpanRow],
+        outbox: bool,
+        patient: Callable[[], bool] | None,
+    ) -> None:
+        with self._pool.transaction(patient=patient) as connection:
             try:
-                with transaction(connection):
-                    writer.write(connection, traces, spans, outbox)
-                return
-            except _UNCLEAN:
-                pass
-            try:
-                traces, spans = cleaned_traces(traces), cleaned_spans(spans)
-                with transaction(connection):
-                    writer.write(connection, traces, spans, outbox)
-            except (ValueError, TypeError, AttributeError, OverflowError) as error:
-                raise StoreError(f"a row cannot be stored: {error}") from error
+                writer.write(connection, traces, spans, outbox)
+            except _UNCLEAN as error:
+                raise _Unwritable from error
 
     def patch(
         self,
@@ -232,8 +262,11 @@ class Store:
             first = False
         more = self.path is not None
         while more:
-            with self._pool.connection() as connection:
-                more = retention.vacuum(connection)
+            more = patiently(self._vacuum)
+
+    def _vacuum(self) -> bool:
+        with self._pool.connection() as connection:
+            return retention.vacuum(connection)
 
     # Reading.
 
@@ -358,13 +391,22 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._pool.connection() as connection, transaction(connection):
+        with self._pool.transaction() as connection:
             yield connection
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._pool.connection() as connection, transaction(connection, "DEFERRED"):
+        with self._pool.transaction("DEFERRED") as connection:
             yield connection
+
+
+def absolute(url: str) -> str:
+    """Return the URL of a store with its path from the root on: it stays the same whatever the directory."""
+    try:
+        path = _path(url)
+    except (StoreError, OSError):  # told of when it is opened
+        return url
+    return url if path is None else f"sqlite:///{path}"
 
 
 def _path(url: str) -> str | None:

@@ -17,13 +17,12 @@ appends `start_key` as the last term; no terms are newest first.
 from __future__ import annotations
 
 import sqlite3
-import time
 
 from tracemw.errors import StoreError
 
 from . import layout, migrations, tokens
 from .codec import PROMOTED
-from .connections import BUSY_TIMEOUT, transaction
+from .connections import transaction
 from .match import register_functions
 from .tokens import quoted, span_words, token
 
@@ -47,7 +46,8 @@ def prepare(connection: sqlite3.Connection, name: str, writable: bool) -> None:
     connection.execute("PRAGMA temp_store=MEMORY")
     connection.execute("PRAGMA cache_size=-16000")
     connection.execute("PRAGMA journal_size_limit=67108864")
-    version = _version(connection, name)
+    with transaction(connection, "DEFERRED"):  # one state of the file: another process may be making the tables
+        version = _version(connection, name)
     if version < VERSION:
         if not writable:
             raise StoreError(f"{name} was made by an older tracemw: open it once where it may be written")
@@ -73,7 +73,7 @@ def _version(connection: sqlite3.Connection, name: str) -> int:
 def _migrate(connection: sqlite3.Connection, name: str) -> None:
     """Bring the file to the present layout, in one transaction; another process may be doing the same."""
     connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table
-    _log_ahead(connection)
+    connection.execute("PRAGMA journal_mode=WAL").fetchone()  # for good
     with transaction(connection):
         version = _version(connection, name)
         if version == VERSION:
@@ -84,19 +84,6 @@ def _migrate(connection: sqlite3.Connection, name: str) -> None:
             migrations.upgrade(connection, version)
         connection.execute(f"PRAGMA application_id={APPLICATION}")
         connection.execute(f"PRAGMA user_version={VERSION}")
-
-
-def _log_ahead(connection: sqlite3.Connection) -> None:
-    """Switch the file to WAL, for good; SQLite refuses at once, without waiting, while another process does it."""
-    deadline = time.monotonic() + BUSY_TIMEOUT
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL").fetchone()
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
 
 
 def _index_tokens(connection: sqlite3.Connection) -> None:
