@@ -237,6 +237,26 @@ def test_a_span_that_cannot_be_encoded_costs_only_itself(caplog: pytest.LogCaptu
     pipeline.close()
 
 
+def test_a_defect_in_the_writer_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who flushes is told at once that it failed, and what comes later is written."""
+    guard._last_logged.clear()
+    sink = ListSink()
+    pipeline = Pipeline(sink, Settings())
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_encode", None)
+        pipeline._idle = False  # the writer is held back until all is there
+        put(pipeline, 2)
+        marker = writer._Marker()
+        pipeline._queue.append(marker)
+        pipeline._rouse()
+        assert marker.done.wait(10)
+        assert not marker.stored
+    put(pipeline, 3)
+    assert pipeline.flush(10)
+    assert len(sink.spans) == 3
+    pipeline.close()
+
+
 def test_late_facts_are_written_again() -> None:
     """A fact set after the root's end reaches the store as another row of the same trace."""
     sink = ListSink()

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from tracemw import guard, pipeline
+from tracemw.forks import RenewedLock
 from tracemw.settings import DEFAULT_DESTINATION, Settings, from_environment
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tracemw")
 
 EXIT_FLUSH: Final = 5.0  # seconds that the end of the process may wait for the store
+SWITCH_FLUSH: Final = 30.0  # seconds that `configure` may wait for what was traced before
 READ_FLUSH: Final = 1.0  # seconds that a read in the writing process may wait for what ended before it
 
 
@@ -39,7 +41,7 @@ class _State:
 
 
 _state = _State()
-_lock = threading.RLock()
+_lock = RenewedLock()
 
 
 def settings() -> Settings:
@@ -86,16 +88,17 @@ def configure(**options: Any) -> None:
     new = from_environment().override(options)
     _check_remote(effective_destination(new))
     with _lock:
-        previous = pipeline.installed()
+        previous, deadline = pipeline.installed(), time.monotonic() + SWITCH_FLUSH
         if previous is not None:
-            previous.flush()
+            previous.flush(SWITCH_FLUSH)
         _state.settings = new
         _state.process_metadata = None
         _state.generation += 1
         process_metadata()
         pipeline.use(make_pipeline(new))
         if previous is not None:
-            _close(previous)
+            _close(previous, max(0.0, deadline - time.monotonic()))
+            previous.tell_unsaved()
     from tracemw import provider
 
     provider.reset(set_global=new.set_global)
@@ -299,7 +302,7 @@ def install_exit_hooks() -> None:
 def _flush_at_exit() -> None:
     current = pipeline.installed()
     if current is not None:
-        current.flush(EXIT_FLUSH)
+        current.flush_at_exit(EXIT_FLUSH)
         note_troubles = getattr(current.sink, "note_troubles", None)
         if note_troubles is not None:
             note_troubles()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -26,6 +25,7 @@ from opentelemetry.trace import Link, SpanKind, TraceFlags, Tracer, TraceState
 from opentelemetry.util.types import Attributes
 
 from tracemw import config
+from tracemw.forks import RenewedLock
 from tracemw.guard import guarded
 
 SCOPE: Final = "tracemw"
@@ -95,7 +95,7 @@ class _Providers:
         self.made_by: Any = None  # the provider that made the tracer
         self.joined = False
         self.private: TracerProvider | None = None
-        self.lock = threading.Lock()
+        self.lock = RenewedLock()
         self.processed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 

@@ -6,15 +6,16 @@ process has one place that its traces go to.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from tracemw.forks import RenewedLock
 
 if TYPE_CHECKING:
     from tracemw.pipeline.writer import Pipeline
 
 _current: Pipeline | None = None
-_lock = threading.RLock()
+_lock = RenewedLock()
 _make_default: Callable[[], Pipeline] | None = None
 
 

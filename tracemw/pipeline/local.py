@@ -9,10 +9,10 @@ from tracemw.errors import StoreError
 from tracemw.pipeline.retention import Retention
 from tracemw.pipeline.target import masked
 from tracemw.pipeline.troubles import Troubles
-from tracemw.store import Store, open_store
+from tracemw.store import Store, absolute, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tracemw.pipeline.delivery import Deliverer
     from tracemw.settings import Settings
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tracemw")
 
 IN_MEMORY: Final = 64 << 20  # bytes of traces that wait for delivery where no file can be written
+RETENTION_WAIT: Final = 1.0  # seconds that closing waits for a removal; it goes on without being waited for
 CHECKED: Final = 100  # writes between two looks at that
 
 
@@ -34,8 +35,9 @@ class StoreSink:
     """
 
     def __init__(self, url: str, destination: str | None, settings: Settings) -> None:
-        self.url = url
+        self.url = absolute(url)  # now: the process may change its directory before the first write
         self.destination = destination
+        self.patient: Callable[[], bool] | None = None  # asked while another process has the store locked
         self._store: Store | None = None
         self._deliverer: Deliverer | None = None
         self._writes = 0
@@ -61,7 +63,7 @@ class StoreSink:
     def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
         """Store rows; those for a remote destination are queued for delivery in the same transaction."""
         store = self.store
-        store.write(traces, spans, outbox=self.destination is not None)
+        store.write(traces, spans, outbox=self.destination is not None, patient=self.patient)
         self._retention.look(store)
         self._troubles.look(store)
         if self.destination is None:
@@ -93,6 +95,8 @@ class StoreSink:
     def stats(self) -> dict[str, Any]:
         """Return where traces are stored and go, and for a remote destination how its delivery goes."""
         found: dict[str, Any] = {"store": self.url, "destination": masked(self.destination or self.url)}
+        if self._store is not None:
+            found["replaced"] = self._store.replaced
         if self.destination is not None:
             found["delivery"] = self._deliver().stats()
         return found
@@ -102,11 +106,16 @@ class StoreSink:
         if self._store is not None:
             self._troubles.look(self._store, now=True)
 
+    def rest(self) -> None:
+        """Have what was written in the store's main file, unless others have it open as well."""
+        if self._store is not None:
+            self._store.rest()
+
     def close(self) -> None:
         """Stop delivery, close the store's connections. What was not delivered stays in the store."""
         if self._deliverer is not None:
             self._deliverer.close()
-        self._retention.close()
+        self._retention.close(RETENTION_WAIT)
         self.note_troubles()
         store, self._store = self._store, None
         if store is not None:

@@ -44,6 +44,8 @@ TURNS: Final = 16  # given to them at most while a batch is encoded: each may co
 RETRY_LIMIT: Final = 5.0  # seconds, the longest pause after a failed write
 SPOOL_BYTES: Final = 64 << 20  # of their text, likewise
 SPOOL_LIMIT: Final = 50_000  # spans kept in memory while they cannot be written
+WORKER_EXIT: Final = 5.0  # seconds that the end of a worker of `multiprocessing` may wait for the store
+END_WAIT: Final = 1.0  # seconds that closing waits for the thread's end; a write under way ends it later
 RECENT_LIMIT: Final = 10_000  # traces remembered, so that spans ending after their record was freed are known
 
 
@@ -83,6 +85,8 @@ class Pipeline:
         self._redactor = Redactor(DEFAULT_REDACT if settings.redact is None else settings.redact)
         self._capacity = capacity
         self._recent: dict[str, None] = {}
+        if sink is not None and hasattr(sink, "patient"):
+            sink.patient = lambda: not self._closing
         self._reset()
         _pipelines.add(self)
 
@@ -93,13 +97,16 @@ class Pipeline:
         self._spool: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
         self._spooled = 0
         self._spooled_bytes = 0
+        self._spooled_spans = 0
         # What wakes the writer. Not an event: a signal handler, or a finalizer that the garbage collector runs,
         # may call us while its own thread is in the middle of waking the writer; `SimpleQueue.put` allows that.
         self._calls: SimpleQueue[None] = SimpleQueue()
         self._idle = True
         self._hurried = False  # somebody waits for what is queued
+        self._refusal = ""  # the store's last one
         self._hopeless = False  # the store refuses for a reason that does not pass by itself
         self._closing = False
+        self._threadless = False  # the interpreter is about to end and starts no threads, since Python 3.12
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
 
@@ -139,9 +146,11 @@ class Pipeline:
             if self._thread is None:
                 _flush_at_worker_exit(self)
                 self._calls = queue_module.SimpleQueue()  # looked up now: gevent may have put its own there since
-                thread = threading.Thread(target=self._run, name="tracemw-writer", daemon=True)
-                thread.start()
-                self._thread = thread
+                self._closing = False
+                self._thread = threading.Thread(target=self._run, name="tracemw-writer", daemon=True)
+                self._thread.start()
+        except RuntimeError:
+            self._thread, self._threadless = None, True
         finally:
             self._start_lock.release()
 
@@ -157,6 +166,8 @@ class Pipeline:
             self._queue.append(marker)
             self._hurried = True
             self._rouse()
+            if self._threadless:
+                self._write_batch()
             if not marker.done.wait(max(0.0, deadline - time.monotonic())):
                 return False
             if marker.stored or self._hopeless:
@@ -165,17 +176,30 @@ class Pipeline:
             if time.monotonic() >= deadline:
                 return False
 
+    def flush_at_exit(self, timeout: float) -> bool:
+        """Flush before the process ends: log what cannot be stored, leave one file if that is easy."""
+        stored = self.flush(timeout)
+        if not stored:
+            self.tell_unsaved()
+        elif self.sink is not None and hasattr(self.sink, "rest"):
+            self.sink.rest()
+        return stored
+
+    def tell_unsaved(self) -> None:
+        """Log how many spans are lost with this pipeline, if any."""
+        unsaved = self._spooled_spans + sum(isinstance(item, tuple) for item in list(self._queue))
+        if unsaved:
+            why = f": {self._refusal}" if self._refusal else " in time"
+            logger.error("%d spans are lost, they could not be stored%s", unsaved, why)
+
     def close(self, timeout: float = 30.0) -> bool:
         """Flush, then end the writer thread. A span that comes later starts another one."""
         stored = self.flush(timeout)
         thread = self._thread
-        self._closing = self._hurried = True
         if thread is not None and thread.is_alive():
+            self._closing = self._hurried = True
             self._calls.put(None)
-            thread.join(timeout=1.0)
-        self._thread = None
-        self._closing = self._hurried = False
-        self._idle = True
+            thread.join(END_WAIT)
         return stored
 
     def stats(self) -> dict[str, int]:
@@ -186,6 +210,16 @@ class Pipeline:
     # The writer thread.
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:  # whatever ended it: the next span starts another one
+            self._thread = None
+            self._closing = self._hurried = False
+            self._idle = True
+        if self._queue:  # it came too late for this one
+            self._rouse()
+
+    def _work(self) -> None:
         failed_writes = 0
         while True:
             if not self._queue and not self._spooled:
@@ -272,8 +306,7 @@ class Pipeline:
                 self._counts["dropped"] += 1
         if traces or spans:
             self._spool.append((traces, spans))
-            self._spooled += len(spans) + len(traces)
-            self._spooled_bytes += _size(spans)
+            self._account(traces, spans, 1)
 
     def _encode_foreign(self, span: ReadableSpan, spans: list[SpanRow], traces: list[TraceRow]) -> None:
         """Keep a span without a record if its trace is one of ours, or if all traces are wanted."""
@@ -312,10 +345,11 @@ class Pipeline:
                 continue
             except Exception as exc:  # a defect: it costs this batch, and is counted
                 report("Pipeline._write_spool", exc)
-                self._forget(traces, spans)
+                self._account(traces, spans, -1)
                 self._drop(len(spans), "traces could not be stored")
                 continue
-            self._forget(traces, spans)
+            self._account(traces, spans, -1)
+            self._refusal = ""
             self._counts["written_spans"] += len(spans)
             self._counts["written_traces"] += len(traces)
         self._spool.extendleft(reversed(refused))
@@ -324,18 +358,21 @@ class Pipeline:
         return not refused
 
     def _refused(self, exc: StoreError) -> None:
+        self._refusal = str(exc)
         self._counts["retried_writes"] += 1
         if due("refused"):
             logger.error("traces cannot be stored: %s. They are kept in memory and tried again.", exc)
 
-    def _forget(self, traces: list[TraceRow], spans: list[SpanRow]) -> None:
-        self._spooled -= len(spans) + len(traces)
-        self._spooled_bytes -= _size(spans)
+    def _account(self, traces: list[TraceRow], spans: list[SpanRow], sign: int) -> None:
+        """Note that rows came to what is kept in memory (1), or left it (-1)."""
+        self._spooled += sign * (len(spans) + len(traces))
+        self._spooled_spans += sign * len(spans)
+        self._spooled_bytes += sign * _size(spans)
 
     def _bound_spool(self) -> None:
         while self._spool and (self._spooled > SPOOL_LIMIT or self._spooled_bytes > SPOOL_BYTES):
             traces, spans = self._spool.popleft()
-            self._forget(traces, spans)
+            self._account(traces, spans, -1)
             self._drop(len(spans), "traces cannot be stored and memory for them is used up")
 
 
@@ -361,4 +398,4 @@ def _flush_at_worker_exit(pipeline: Pipeline) -> None:
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None and process.parent_process() is not None:
-        util.Finalize(None, pipeline.flush, args=(5.0,), exitpriority=100)
+        util.Finalize(None, pipeline.flush_at_exit, args=(WORKER_EXIT,), exitpriority=100)
