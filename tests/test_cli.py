@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -736,6 +737,20 @@ def test_help(command: str) -> None:
     result = command_runner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0
     assert command in ("doctor", "demo") or "Examples:" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["search", "show", "tail", "compare", "purge"])
+def test_examples_of_the_help(run: Run, path: Path, command: str) -> None:
+    """Each example can be run as it stands."""
+    with open_store(f"sqlite:///{path}") as store:
+        facts = {"metadata": {"app_version": "1.4.0", "feature_flag": "off"}, "route": "/chat"}
+        store.write([make_trace(900, start_ns=time.time_ns(), duration_ns=MS, **facts)], [])
+    text = run(command, "--help").stdout
+    examples = re.findall(r"^ +tracemw (.+?)(?: \| jq .*)?$", text, re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        result = run(*shlex.split(example), *(["--once"] if command == "tail" else []))
+        assert result.exit_code in (0, 1), result.stderr
 
 
 def test_program() -> None:

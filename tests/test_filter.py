@@ -406,6 +406,16 @@ def test_regex_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     connection.close()
 
 
+def test_a_search_after_one_that_took_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each query has its own time: the one after a query that was ended is not ended for it."""
+    monkeypatch.setattr("tracemw.store.match.MAX_SECONDS", 0.2)
+    with open_store("memory:") as store:
+        store.write([make_trace(1, name="a" * 3000)], [])
+        with pytest.raises(FilterError, match="takes too long"):
+            store.search("name RLIKE '(a|aa)+b(a*)*c'")
+        assert len(store.search("name RLIKE 'aaa'").traces) == 1
+
+
 # Orders.
 
 

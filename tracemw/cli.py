@@ -59,8 +59,8 @@ def cli() -> None:
     TRACEMW_DESTINATION, else ./tracemw.db.
 
     \b
-    Exit codes: 0 found or done; 1 nothing found, or the store cannot be used;
-    2 the command, the filter or a setting is wrong.
+    Exit codes: 0 found or done; 1 nothing found, the store cannot be used, or
+    doctor or deliver met a problem; 2 the command, the filter or a setting is wrong.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end the command
@@ -135,7 +135,7 @@ def search(
         click.echo(f"There are more: --page-token {page.token}", err=True)
 
 
-@cli.command()
+@cli.command(short_help="Show one trace as a tree.")
 @click.argument("trace_id")
 @click.option("-a", "--attributes", is_flag=True, help="Show all attributes of the spans.")
 @click.option("--full", is_flag=True, help="Do not cut long values to the terminal's width.")
@@ -247,7 +247,7 @@ def _print_each(screen: Screen, traces: Sequence[StoredTrace], as_json: bool) ->
         click.echo(text, color=screen.colour)
 
 
-@cli.command()
+@cli.command(short_help="Compare error rates and latencies of versions, regions, flags.")
 @click.option(
     "--by", required=True, metavar="KEY", help="version, region, route, user, tags.KEY, a metadata key ..."
 )
@@ -282,7 +282,7 @@ def compare(
         _fail("no trace matches" if filter_string else "the store has no traces", NOT_FOUND)
 
 
-@cli.command()
+@cli.command(short_help="Remove old traces, or those of a filter.")
 @click.option("--older-than", metavar="DURATION", help="Such as 12h, 7d, 2w.")
 @click.option("--max-size", metavar="SIZE", help="Remove the oldest until the rows fit: 500MB, 2GiB.")
 @click.option("--where", "filter_string", metavar="FILTER", help="Remove exactly these traces.")
@@ -368,7 +368,7 @@ def deliver(
         _fail(result.problem or "not everything could be delivered", NOT_FOUND)
 
 
-@cli.command()
+@cli.command(short_help="Say what is configured, where traces go and whether it works.")
 @_store_option
 @_json_option
 def doctor(store_url: str | None, as_json: bool) -> None:

@@ -187,7 +187,8 @@ def _compared(
     base = next((group for group in found if group.value == baseline), None)
     if base is None:
         values = [group.value for group in found if group.value is not None]
-        present = ", ".join(f"'{value}'" for value in values[:20]) + (" ..." if len(values) > 20 else "")
+        shown = [f"'{value}'" if len(value) <= 60 else f"'{value[:60]}...'" for value in values[:20]]
+        present = ", ".join(shown) + (" ..." if len(values) > 20 else "")
         hint = f"; there is {present}" if values else ": no trace has a value"
         raise FilterError(f"no trace has {by} = '{baseline}'{hint}")
     base.is_baseline = True

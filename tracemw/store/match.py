@@ -144,9 +144,11 @@ def _regexp() -> Callable[[str, object], bool | None]:
             found = _compiled(pattern).search(
                 str(value)[:MAX_SUBJECT], timeout=max(0.0, MAX_SECONDS - spent), concurrent=True
             )
-        finally:
-            last = time.perf_counter()
-            spent += last - began
+        except TimeoutError:
+            spent = 0.0  # the query has ended: the next one has all the time again
+            raise
+        last = time.perf_counter()
+        spent += last - began
         return found is not None
 
     return regexp
