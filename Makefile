@@ -4,7 +4,7 @@
 #   make test       lint, types, tests with branch coverage (without the slow tests)
 #   make test-all   the same with the slow tests
 #   make test-oldest    the tests with the oldest versions of everything that we allow
-#   make test-mlflow    the tests against a real MLflow server (installs one into .venv-mlflow)
+#   make test-mlflow    the tests against a real MLflow server (installs one into .venv-mlflow), slow ones too
 #   make test-versions  the tests of the adapters with several versions of the frameworks
 #   make PYTHON=python3.13 test   with another Python
 #
@@ -46,11 +46,14 @@ test-versions: $(INSTALLED)
 	$(BIN)/python -m tests.versions $(ARGS)
 
 test-mlflow: $(INSTALLED) $(VENV)-mlflow/.installed-$(VERSION)
-	TRACEMW_TEST_MLFLOW=$(abspath $(VENV)-mlflow/bin/python) $(BIN)/python $(PYTEST) tests/delivery/test_mlflow.py $(ARGS)
+	TRACEMW_TEST_MLFLOW=$(abspath $(VENV)-mlflow/bin/python) $(BIN)/python -m pytest \
+	  tests/delivery/test_mlflow.py tests/delivery/test_scenarios.py tests/delivery/test_postgresql.py $(ARGS)
+	PYTHONPATH=. $(VENV)-mlflow/bin/python -m pytest -q -p tracemw.testing -p no:cacheprovider tests/mlflow $(ARGS)
 
 $(VENV)-mlflow/.installed-$(VERSION):
 	"$(PYTHON)" -m venv --clear $(VENV)-mlflow
-	@$(VENV)-mlflow/bin/python -m pip install -qq --disable-pip-version-check 'mlflow>=3.12'
+	@$(VENV)-mlflow/bin/python -m pip install -qq --disable-pip-version-check 'mlflow>=3.12' psycopg2-binary \
+	  pytest hypothesis fastapi 'flask[async]' contextvars-extras lark click
 	@touch $@
 
 lint: $(INSTALLED)
