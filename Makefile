@@ -48,7 +48,7 @@ test-versions: $(INSTALLED)
 test-mlflow: $(INSTALLED) $(VENV)-mlflow/.installed-$(VERSION)
 	TRACEMW_TEST_MLFLOW=$(abspath $(VENV)-mlflow/bin/python) $(BIN)/python -m pytest \
 	  tests/delivery/test_mlflow.py tests/delivery/test_scenarios.py tests/delivery/test_postgresql.py $(ARGS)
-	PYTHONPATH=. $(VENV)-mlflow/bin/python -m pytest -q -p tracemw.testing -p no:cacheprovider tests/mlflow $(ARGS)
+	PYTHONPATH=$(CURDIR) $(VENV)-mlflow/bin/python -m pytest -q -p tracemw.testing -p no:cacheprovider tests/mlflow $(ARGS)
 
 $(VENV)-mlflow/.installed-$(VERSION):
 	"$(PYTHON)" -m venv --clear $(VENV)-mlflow

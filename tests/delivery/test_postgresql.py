@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -22,34 +24,37 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """A PostgreSQL server of the test's own; yields the URL of a database."""
-    tools = {name: shutil.which(name) for name in ("initdb", "postgres", "psql")}
+    debians = glob.glob("/usr/lib/postgresql/*/bin")  # not in PATH
+    path = os.pathsep.join([os.environ["PATH"], *debians])
+    tools = {name: shutil.which(name, path=path) for name in ("initdb", "postgres", "psql")}
     if not all(tools.values()):
-        pytest.skip("no PostgreSQL (apt install postgresql; /usr/lib/postgresql/*/bin in PATH)")
-    folder = tmp_path_factory.mktemp("postgresql")
-    user = None
-    if os.geteuid() == 0:  # it does not run as root
-        user = "postgres"
-        shutil.chown(folder, user)
-        for parent in (folder, *folder.parents)[:-1]:
-            if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
-    data = folder / "data"
+        pytest.skip("no PostgreSQL (apt install postgresql)")
+    user = "postgres" if os.geteuid() == 0 else None  # it does not run as root
+    # Not below pytest's folder: each run of pytest takes everybody else's rights to that away.
+    with tempfile.TemporaryDirectory(prefix="postgresql-", ignore_cleanup_errors=True) as folder:
+        if user is not None:
+            shutil.chown(folder, user)
+        yield from serve({name: str(tool) for name, tool in tools.items()}, user, folder)
+
+
+def serve(tools: dict[str, str], user: str | None, folder: str) -> Iterator[str]:
+    """Make a cluster in a folder, and serve it."""
+    data = f"{folder}/data"
     subprocess.run(
-        [str(tools["initdb"]), "-D", str(data), "-U", "mlflow", "--auth", "trust", "--no-sync"],
+        [tools["initdb"], "-D", data, "-U", "mlflow", "--auth", "trust", "--no-sync"],
         check=True, capture_output=True, user=user, cwd=folder,
     )  # fmt: skip
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(tools["postgres"]), "-D", str(data), "-p", str(port), *options],
-            stdout=log, stderr=log, user=user, cwd=folder,
-        )  # fmt: skip
-    ask = [str(tools["psql"]), "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "-d", "postgres", "-c"]
+    process = subprocess.Popen(
+        [tools["postgres"], "-D", data, "-p", str(port), *options],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, user=user, cwd=folder,
+    )  # fmt: skip
+    ask = [tools["psql"], "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "-d", "postgres", "-c"]
     try:
         made = [*ask, "CREATE DATABASE mlflow"]
         wait_for(lambda: subprocess.run(made, capture_output=True).returncode == 0, timeout=30.0, interval=0.2)
