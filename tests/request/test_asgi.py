@@ -432,11 +432,18 @@ def test_many_requests_at_once_do_not_mix() -> None:
             conversation = Conversation()
             scope = http_scope(f"/{i}", headers=[(b"x-request-id", str(i).encode())])
             await middleware(scope, conversation.receive, conversation.send)
+            assert conversation.headers[b"x-request-id"] == str(i).encode()
+            told[conversation.headers[b"x-trace-id"].decode()] = str(i)
 
         await asyncio.gather(*(one(i) for i in range(200)))
 
+    told: dict[str, str] = {}
     with capture_traces() as traces:
         asyncio.run(serve())
-    assert len(traces) == 200
+    assert {trace.info.trace_id: trace.info.client_request_id for trace in traces} == told
+    assert len(told) == 200
     for trace in traces:
         assert [span.name for span in trace.data.spans] == ["GET", f"/{trace.info.client_request_id}"]
+        facts = root(trace).attributes
+        assert facts["url.path"] == f"/{trace.info.client_request_id}"
+        assert (facts["http.response.status_code"], facts["tracemw.chunks"]) == (200, 1)

@@ -207,6 +207,23 @@ def test_a_task_that_never_ends_blocks_nothing(short_grace: None, status: int) -
     assert named(trace, WORK).attributes["tracemw.outcome"] == "cancelled"
 
 
+@pytest.mark.parametrize("status", [200, 503])
+def test_a_root_that_waits_ended_with_its_response(status: int) -> None:
+    """A 503 may yet get an exception, so its root is kept open; it lasts no longer than the response for that."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body"})
+        sent.append(time.time_ns())
+        await asyncio.sleep(0.1)
+
+    sent: list[int] = []
+    with capture_traces() as traces:
+        ask(tracemw.TraceMiddleware(app))
+    (trace,) = traces
+    assert ended(root(trace)) <= sent[0] + 20_000_000  # two clocks
+
+
 def test_a_span_that_ends_late_and_one_that_never_does() -> None:
     """A child that ends after the root lands in the trace; one that never ends does not hold it up."""
     seen = []

@@ -26,23 +26,26 @@ async def reading(scope: Any, receive: Any, send: Any) -> None:
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"set-cookie", SECRET.encode())]})
+    headers = [(b"set-cookie", SECRET.encode()), (b"content-type", b"text/plain")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 def wsgi_reading(env: Any, start_response: Any) -> Any:
     """The same on WSGI."""
-    start_response("200 OK", [("Set-Cookie", SECRET)])
+    start_response("200 OK", [("Set-Cookie", SECRET), ("Content-Type", "text/plain")])
     return [env["wsgi.input"].read()]
 
 
 def test_headers_and_bodies_are_not_recorded() -> None:
     """Neither a request's nor a response's, unless a setting asks for them."""
-    headers = [(b"authorization", SECRET.encode()), (b"cookie", SECRET.encode()), (b"x-api-key", SECRET.encode())]
+    headers = [(name, SECRET.encode()) for name in (b"authorization", b"cookie", b"x-api-key")]
+    headers.append((b"content-type", b"text/plain"))
     body = {"type": "http.request", "body": SECRET.encode()}
     with capture_traces() as traces:
         ask(tracemw.TraceMiddleware(reading), http_scope("/", "POST", headers), [body])
         env: dict[str, Any] = environ("/", "POST", HTTP_AUTHORIZATION=SECRET, HTTP_COOKIE=SECRET)
+        env["CONTENT_TYPE"] = "text/plain"
         env["wsgi.input"] = io.BytesIO(SECRET.encode())
         ask_wsgi(tracemw.WSGITraceMiddleware(wsgi_reading), env).read()
     assert len(traces) == 2

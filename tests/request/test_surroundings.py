@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -78,6 +79,38 @@ def test_shutdown_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
         "lifespan.startup.complete",
         "lifespan.shutdown.complete",
     ]
+
+
+class Slow:
+    """A store whose disk does not answer until it is told to."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.written = 0
+
+    def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
+        """Wait."""
+        assert self.go_on.wait(60)
+        self.written += len(traces)
+
+
+def test_no_request_waits_for_the_store() -> None:
+    """While the store does not answer, requests do; what they recorded is stored when it does."""
+    store = Slow()
+    slow = Pipeline(store, config.settings())
+    before = pipeline.use(slow)
+    try:
+        made = tracemw.TraceMiddleware(app)
+        answers = [ask(made) for _ in range(50)]  # none of which would be there
+        assert [answer.status for answer in answers] == [200] * 50
+        assert store.written == 0
+        store.go_on.set()
+        assert slow.flush(30)
+    finally:
+        pipeline.use(before)
+        store.go_on.set()
+        slow.close(1)
+    assert store.written == 50
 
 
 def test_an_application_without_a_lifespan() -> None:

@@ -206,13 +206,26 @@ def test_bodies_that_need_not_be_read(method: str, status: str) -> None:
 def test_body_and_close_on_other_threads(caplog: pytest.LogCaptureFixture) -> None:
     """A body read on one thread and closed on another nests, ends once, and logs nothing."""
 
+    class Body:
+        def __init__(self) -> None:
+            self.parts = iter(range(3))
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> bytes:
+            with tracemw.start_span(f"part {next(self.parts)}"):
+                return b"x"
+
+        def close(self) -> None:
+            with tracemw.start_span("closing"):
+                closed.append(tracemw.current_request.trace_id)
+
     def app(env: Any, start_response: Any) -> Any:
         start_response("200 OK", [])
-        for i in range(3):
-            with tracemw.start_span(f"part {i}"):
-                pass
-            yield b"x"
+        return Body()
 
+    closed: list[str | None] = []
     with capture_traces() as traces:
         answer = ask_wsgi(tracemw.WSGITraceMiddleware(app))
         for step in (lambda: list(answer.body), lambda: answer.body.close()):
@@ -220,7 +233,9 @@ def test_body_and_close_on_other_threads(caplog: pytest.LogCaptureFixture) -> No
             thread.start()
             thread.join()
     (trace,) = traces
-    assert {s.parent_id for s in trace.data.spans if s.name.startswith("part")} == {root(trace).span_id}
+    assert closed == [trace.info.trace_id]
+    below = [span.name for span in trace.data.spans if span.parent_id == root(trace).span_id]
+    assert sorted(below) == ["closing", "part 0", "part 1", "part 2"]
     assert not caplog.records
 
 
