@@ -104,6 +104,8 @@ def check_regex(pattern: str) -> str | None:
         return f"the regular expression has more than {MAX_PATTERN} characters"
     try:
         _compiled(pattern)
+    except ImportError:
+        raise
     except Exception as error:  # the library's own, of recursion, of overflow
         return f"not a regular expression: {error}"
     return None
