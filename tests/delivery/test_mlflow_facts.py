@@ -190,3 +190,26 @@ def test_which_traces_may_be_told_of_before_their_spans() -> None:
     assert not settled(replace(row, duration_ns=None))
     assert not settled(replace(row, state="STATE_UNSPECIFIED"))
     assert not settled(replace(row, has_parent=True))
+
+
+@pytest.mark.parametrize(
+    ("preview", "shown"),
+    [
+        ('{"body": {"question": "x"}}', '{"body": {"question": "x"}}'),
+        ('{"body": {"quest', json.dumps('{"body": {"quest')),  # cut
+        ("hello", '"hello"'),
+        ('"hello"', '"hello"'),
+        ("200", '"200"'),
+        (None, None),
+    ],
+)
+def test_a_requests_root_shows_the_previews(preview: str | None, shown: str | None) -> None:
+    """As JSON text; only a request's root does, and what it has of its own counts."""
+    row = trace_row(1, request_preview=preview, response_preview="done")
+    root = replace(span_row(row, 1), kind="SERVER")
+    found = facts.shown_of_the_request(row, root)
+    assert (found.get("mlflow.spanInputs"), found["mlflow.spanOutputs"]) == (shown, '"done"')
+    assert facts.shown_of_the_request(row, replace(root, kind="INTERNAL")) == {}
+    assert facts.shown_of_the_request(row, replace(span_row(row, 2), kind="SERVER")) == {}
+    own = replace(root, attributes=json.dumps({"mlflow.spanInputs": '"own"'}))
+    assert facts.span_attributes(own, found, decode=True)["mlflow.spanInputs"] == "own"

@@ -129,7 +129,10 @@ def test_a_fastapi_application(
     assert spans["retrieve"]["inputs"] == {"question": "What is a span?"}
     assert spans["generate"]["outputs"]["choices"][0]["message"]["role"] == "assistant"
     assert all(span["status"] == "OK" for span in spans.values())
-    assert isinstance(by_name(stream)["generate"]["outputs"], str)
+    streamed = by_name(stream)["generate"]["outputs"]
+    assert isinstance(streamed, str)
+    root = by_name(stream)["POST /chat/stream"]  # of which MLflow's page of a session tells
+    assert (root["inputs"], root["outputs"]) == ({"body": {"question": "What is a trace?"}}, streamed)
     error = by_name(failed)["read_index"]
     assert (error["status"], error["events"][0]["name"]) == ("ERROR", "exception")
     assert error["events"][0]["attributes"]["exception.message"] == "library.idx is gone"

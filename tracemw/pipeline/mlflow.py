@@ -145,7 +145,8 @@ class Mlflow:
         decode = self._server.version < JSON_TEXT
 
         def attributes_of(span: SpanRow) -> dict[str, Any]:
-            found = facts.span_attributes(span, decode=decode)
+            shown = {} if self.fast else facts.shown_of_the_request(row, span)
+            found = facts.span_attributes(span, shown, decode=decode)
             if self.fast and span.span_id == row.root_span_id:
                 found = {**facts.on_the_root(row), **found}
             return {**found, **common}

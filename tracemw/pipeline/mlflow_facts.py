@@ -11,7 +11,7 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -115,7 +115,31 @@ def on_the_root(row: TraceRow) -> dict[str, str]:
     return found
 
 
-def span_attributes(span: SpanRow, *, decode: bool = False) -> dict[str, Any]:
+def shown_of_the_request(row: TraceRow, span: SpanRow) -> dict[str, str]:
+    """Return inputs and outputs for a root that is a request and has none: the previews, as JSON text.
+
+    MLflow's page of a session, its judges and `trace.data.request` take those of the root; without any, the page
+    takes those of the first span that has some, and shows a streaming handler's response object.
+    """
+    if span.span_id != row.root_span_id or span.kind != "SERVER":
+        return {}
+    previews = {"mlflow.spanInputs": row.request_preview, "mlflow.spanOutputs": row.response_preview}
+    return {attribute: _as_json(preview) for attribute, preview in previews.items() if preview}
+
+
+def _as_json(preview: str) -> str:
+    if preview.startswith(_JSON_STARTS):
+        try:
+            json.loads(preview)
+            return preview
+        except (ValueError, RecursionError):
+            pass
+    return json.dumps(preview, ensure_ascii=False)
+
+
+def span_attributes(
+    span: SpanRow, defaults: Mapping[str, str] | None = None, *, decode: bool = False
+) -> dict[str, Any]:
     """Return a span's attributes as the server is to read them.
 
     It takes JSON text in a string for what it stands for, but for numbers and booleans, so those of MLflow's own
@@ -123,9 +147,10 @@ def span_attributes(span: SpanRow, *, decode: bool = False) -> dict[str, Any]:
 
     Args:
         span: The span.
+        defaults: Attributes in the place of those that it does not have.
         decode: Send all of MLflow's own attributes as what they are: older servers keep text as text.
     """
-    found: dict[str, Any] = json.loads(span.attributes)
+    found: dict[str, Any] = {**(defaults or {}), **json.loads(span.attributes)}
     found.pop("mlflow.traceRequestId", None)
     for key, value in found.items():
         if isinstance(value, str):
@@ -151,7 +176,8 @@ def artifact(trace: StoredTrace) -> bytes:
     common = on_every_span(trace.row)
     spans = []
     for span in trace.spans:
-        found = {**span_attributes(span), **common, "mlflow.traceRequestId": f"tr-{span.trace_id}"}
+        shown = shown_of_the_request(trace.row, span)
+        found = {**span_attributes(span, shown), **common, "mlflow.traceRequestId": f"tr-{span.trace_id}"}
         status = status_of(span)
         spans.append(
             {
