@@ -353,6 +353,19 @@ def names_current() -> str | None:
     return None if span is None else span.name
 
 
+def test_each_step_leaves_its_own_consumer_s_context(captured_traces: CapturedTraces) -> None:
+    """Steps may be taken below different spans: after each of them, that one is current again."""
+    numbers, current = count(3), []
+    with tracemw.start_span("all"):
+        for name in ("first", "second", "third"):
+            with tracemw.start_span(name):
+                next(numbers)
+                current.append(names_current())
+    assert list(numbers) == []
+    assert current == ["first", "second", "third"]
+    assert spans(captured_traces)["count"].outputs == [0, 1, 2]
+
+
 def test_it_is_current_only_while_its_own_code_runs(captured_traces: CapturedTraces) -> None:
     """The consumer never sees the generator's span as current, nor the spans that the generator has open."""
     inside = []

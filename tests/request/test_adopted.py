@@ -83,7 +83,7 @@ def test_facts_come_before_the_owner_s_end(wrap: Wrap) -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         with tracemw.start_span("inside"):
-            tracemw.update_current_trace(tags={"plan": "pro"}, response_preview="done")
+            tracemw.update_current_trace(tags={"plan": "pro"}, response_preview="done", session_id="s-1")
             await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"x", "more_body": True})
         await send({"type": "http.response.body", "body": b"x"})
@@ -97,6 +97,7 @@ def test_facts_come_before_the_owner_s_end(wrap: Wrap) -> None:
     assert trace.info.trace_id == f"tr-{exported.context.trace_id:032x}" == answer.headers[b"x-trace-id"].decode()
     assert exported.attributes["tracemw.client_request_id"] == "r-1"
     assert exported.attributes["user.id"] == "jane"
+    assert exported.attributes["session.id"] == "s-1"
     assert exported.attributes["mlflow.traceTag.plan"] == "pro"
     assert exported.attributes["tracemw.response_preview"] == "done"
     assert exported.attributes["tracemw.outcome"] == "completed"

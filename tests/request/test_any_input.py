@@ -71,6 +71,7 @@ def check(traces: Any, lines: list[str], said: dict[str, str]) -> None:
     trusted=st.booleans(),
 )
 @example(method="GET", path="/", headers=[(b"x-user-id", b"a\xc2\x85b")], query=b"\xff", status=200, trusted=True)
+@example(method="X" * 100, path="/", headers=[], query=b"", status=200, trusted=False)
 def test_asgi(method: str, path: str, headers: Any, query: bytes, status: Any, trusted: bool) -> None:
     """Any bytes in headers and query, any method, path and status."""
     log = Lines()

@@ -35,6 +35,8 @@ def test_a_request_is_one_trace_with_the_ids_of_its_headers() -> None:
     assert root(trace).attributes["url.path"] == "/a/b"
     assert root(trace).attributes["http.response.body.size"] == 5
     assert root(trace).attributes["tracemw.outcome"] == "completed"
+    named = ("tracemw.client_request_id", "session.id", "user.id")
+    assert [root(trace).attributes[name] for name in named] == ["req-abc-123", "s-1", "jane"]
     assert answer.headers[b"x-request-id"] == b"req-abc-123"
     assert answer.headers[b"x-trace-id"].decode() == trace.info.trace_id
     assert trace.info.trace_id.removeprefix("tr-").encode() in answer.headers[b"server-timing"]

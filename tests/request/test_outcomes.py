@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, HTTPException
 from flask import Flask, abort
+from opentelemetry import trace as trace_api
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
@@ -463,6 +464,21 @@ def test_an_exception_without_text() -> None:
         ask(tracemw.TraceMiddleware(app))
     assert outcome(traces)[1:3] == ("ERROR", "error")
     assert len(root(traces[0]).events) == 1
+
+
+def test_an_exception_that_the_application_has_recorded() -> None:
+    """One that the application has put onto the root itself, before it lets it go, is not told twice."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            raise ValueError("boom")
+        except ValueError as exc:
+            trace_api.get_current_span().record_exception(exc)
+            raise
+
+    with capture_traces() as traces, pytest.raises(ValueError):
+        ask(tracemw.TraceMiddleware(app))
+    assert outcome(traces) == (None, "ERROR", "error", "ValueError", ["boom"])
 
 
 class Mute(Exception):
