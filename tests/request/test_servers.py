@@ -242,7 +242,7 @@ def test_gunicorn_access_log(tmp_path: Path) -> None:
         answer = site.server.get("/ids", hostile)
         trace_id = answer.header("x-trace-id")
         site.server.get("/quiet", {"X-Request-ID": "r-2"})
-        wait_for(lambda: "r-2" in site.server.output())
+        wait_for(lambda: "client_request_id=r-2" in site.server.output())
         written = site.server.output()
     assert f'200 trace_id={trace_id} client_request_id=r-1 session_id="s 1" user_id=-\n' in written
     assert "200 trace_id=- client_request_id=r-2 session_id=- user_id=-\n" in written
