@@ -62,6 +62,11 @@ def _load(server: str, field: str) -> Callable[[Results], float]:
     return lambda results: float(results["load"]["servers"][server]["tracemw"][field])
 
 
+def _kept_up(results: Results) -> float:
+    found = results["sustained"]
+    return float(found["made"] / found["asked"] * found["stored"])
+
+
 REQUEST, SMALL = "`TraceMiddleware`", "one `@tracemw.trace` call"
 
 GATES = [
@@ -80,6 +85,7 @@ GATES = [
     Gate("throughput, gunicorn", "the bare application", 0.85, 0.85, _load("gunicorn", "throughput_ratio"), True),
     Gate("p99 latency, uvicorn", "the bare application", 1.2, 1.2, _load("uvicorn", "p99_ratio")),
     Gate("p99 latency, gunicorn", "the bare application", 1.2, 1.2, _load("gunicorn", "p99_ratio")),
+    Gate("spans/s beside a server, all stored", "10,000", 1.0, 0.95, _kept_up, True),
 ]  # fmt: skip
 
 

@@ -54,6 +54,13 @@ class Burst(NamedTuple):
     cpu_us: float
 
 
+class Stored(NamedTuple):
+    """How much is in a server's store."""
+
+    traces: int
+    spans: int
+
+
 class Server:
     """One server process (with its children) that serves one application.
 
@@ -133,8 +140,8 @@ class Server:
             total += int(found[1]) if found else 0
         return total / 1024
 
-    def stop(self) -> int:
-        """End it; return how many traces are in its store."""
+    def stop(self) -> Stored:
+        """End it; return what is in its store."""
         self.process.terminate()
         try:
             self.process.wait(15)
@@ -147,12 +154,13 @@ class Server:
         return stored
 
 
-def _stored(path: Path) -> int:
+def _stored(path: Path) -> Stored:
     if not path.exists():
-        return 0
+        return Stored(0, 0)
     connection = sqlite3.connect(path)
     try:
-        return int(connection.execute("SELECT count(*) FROM traces").fetchone()[0])
+        counts = [connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in Stored._fields]
+        return Stored(*counts)
     finally:
         connection.close()
 
@@ -284,7 +292,7 @@ def _measure_server(
         memory = {peer: server.megabytes() for peer, server in running.items()}
     finally:
         stored = {peer: server.stop() for peer, server in running.items()}
-    return {peer: _outcome(bursts[peer], bursts["bare"], memory[peer], stored[peer]) for peer in peers}
+    return {peer: _outcome(bursts[peer], bursts["bare"], memory[peer], stored[peer].traces) for peer in peers}
 
 
 def _outcome(mine: list[Burst], bare: list[Burst], megabytes: float, stored: int) -> Outcome:

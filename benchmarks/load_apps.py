@@ -56,6 +56,18 @@ def asgi() -> Any:
 
     if (tracemw := _tracemw()) is not None:
         app.add_middleware(tracemw.TraceMiddleware)
+
+        @app.get("/spans/{number}")
+        async def spans(number: int) -> dict[str, int]:
+            for step in range(number):
+                with tracemw.start_span("step", attributes={"step": step}):
+                    pass
+            return {"spans": number}
+
+        @app.get("/stats")
+        async def stats() -> Any:
+            return tracemw.stats()
+
     return app
 
 

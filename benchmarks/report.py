@@ -116,6 +116,17 @@ def load(results: Results) -> str:
     return f"Load by {found['generator']}, {found['connections']} connections.\n\n" + table(head, rows)
 
 
+def sustained(results: Results) -> str:
+    """Many spans a second beside a server."""
+    found = results["sustained"]
+    head = ["spans/s", "stored", "dropped", "longest queue", "MB after a third of the time", "MB at the end"]
+    row = [
+        amount(found["made"]), f"{found['stored']:.0%}", str(found["dropped"]), f"{found['queued']:,}",
+        amount(found["first_megabytes"]), amount(found["megabytes"]),
+    ]  # fmt: skip
+    return f"uvicorn, {found['asked']:,} spans a second asked for, 50 in a request.\n\n" + table(head, [row])
+
+
 def growth(results: Results) -> str:
     """How cost grows."""
     found = results["growth"]
@@ -149,6 +160,7 @@ TITLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "calls": ("Calls", calls),
     "imports": ("Imports", imports),
     "load": ("Under load", load),
+    "sustained": ("Many spans beside a server", sustained),
     "growth": ("Growth", growth),
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import imports, load
+from benchmarks import imports, load, sustained
 from benchmarks.growth import SIZES, UNITS
 from benchmarks.peers import PEERS
 from benchmarks.rounds import Rounds, Spread, Subject, environment, measure
@@ -181,7 +181,14 @@ def loaded(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _plain_outcome(outcome: load.Outcome) -> dict[str, Any]:
+def kept_up(plan: Plan) -> dict[str, Any]:
+    """Measure many spans a second beside a server."""
+    plan.tell("sustained")
+    found = sustained.measure(python=plan.python, seconds=5 if plan.quick else 20)
+    return {"asked": sustained.SPANS, **_plain_outcome(found)}
+
+
+def _plain_outcome(outcome: load.Outcome | sustained.Outcome) -> dict[str, Any]:
     return {
         name: plain(value) if isinstance(value, Spread) else _rounded(value)
         for name, value in outcome._asdict().items()
@@ -232,5 +239,6 @@ SECTIONS: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "calls": calls,
     "imports": imported,
     "load": loaded,
+    "sustained": kept_up,
     "growth": growth,
 }

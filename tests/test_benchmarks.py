@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import environment, gates, imports, load, plot, report
+from benchmarks import environment, gates, imports, load, plot, report, sustained
 from benchmarks.rounds import Rounds, Sample, Spread, Subject, measure, spread
 from benchmarks.sections import Plan, calls, growth, line, requests
 from tests.servers import ROOT
@@ -264,6 +264,14 @@ def test_a_real_server_under_load(server: str, monkeypatch: pytest.MonkeyPatch) 
     assert bare.throughput_ratio == 1
 
 
+def test_spans_beside_a_server_are_counted() -> None:
+    """What was asked for is made, and what is in the store is counted, without what the measuring asked for."""
+    found = sustained.measure(seconds=1, spans=1000)
+    assert 0 < found.made <= 1200
+    assert (found.stored, found.dropped) == (1, 0)
+    assert found.megabytes > 5
+
+
 def test_a_server_that_does_not_start_says_why() -> None:
     """Its log is in the message."""
     server = load.Server(["-c", "raise SystemExit('no such application')"], "bare", 1, sys.executable)
@@ -271,7 +279,7 @@ def test_a_server_that_does_not_start_says_why() -> None:
         with pytest.raises(RuntimeError, match="no such application"):
             server.wait_ready()
     finally:
-        assert server.stop() == 0
+        assert server.stop() == (0, 0)
 
 
 # The command
