@@ -15,7 +15,7 @@ import tracemw
 from tests.request.drive import ask_wsgi, environ, http_scope
 from tracemw.testing import capture_traces
 
-CALLER = [(b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
+CALLER = [(b"traceparent", b"00-1af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-01")]
 
 
 @types.coroutine
