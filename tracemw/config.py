@@ -303,9 +303,6 @@ def _flush_at_exit() -> None:
     current = pipeline.installed()
     if current is not None:
         current.flush_at_exit(EXIT_FLUSH)
-        note_troubles = getattr(current.sink, "note_troubles", None)
-        if note_troubles is not None:
-            note_troubles()
 
 
 def _flush_at_sigterm(signum: int, frame: FrameType | None) -> None:

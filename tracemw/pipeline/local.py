@@ -107,7 +107,9 @@ class StoreSink:
             self._troubles.look(self._store, now=True)
 
     def rest(self) -> None:
-        """Have what was written in the store's main file, unless others have it open as well."""
+        """Have all that is to be written in the store's main file, unless others have it open as well."""
+        self._retention.close(RETENTION_WAIT)  # whatever still uses a connection keeps the log
+        self.note_troubles()
         if self._store is not None:
             self._store.rest()
 
