@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import re
 from collections.abc import Callable, Mapping, MutableMapping
 from time import perf_counter_ns, time_ns
 from typing import Any, Final
@@ -18,6 +17,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 from tracemw import config, provider
 from tracemw.adapting import Attached
 from tracemw.environment import process_metadata
+from tracemw.exclusion import Exclusion
 from tracemw.guard import due
 from tracemw.identity import Identity, IdentityReader, check_id
 from tracemw.pipeline import current as pipeline
@@ -68,8 +68,7 @@ class RequestTracer:
         )
         self._rate = settings.sample_rate
         self._keeps = settings.keep_errors or settings.keep_slower_than is not None
-        self._excluded = frozenset(p for p in settings.exclude if "*" not in p)
-        self._excluded_pattern = _pattern([p for p in settings.exclude if "*" in p])
+        self._exclusion = Exclusion(settings.exclude)
         self._trust = TrustPolicy(settings.trust_traceparent)
         self._user = settings.user
         self.knows_users = adapter is not None or settings.user is not None
@@ -116,7 +115,7 @@ class RequestTracer:
         """
         name = method if method in METHODS or method == "WS" else OTHER_METHOD
         ambient: Any = otel_context.get_current().get(_SPAN_KEY)
-        if path in self._excluded or (self._excluded_pattern is not None and self._excluded_pattern.match(path)):
+        if self._exclusion.covers(path):
             request = self._suppressed(carrier, name, "excluded")
         elif ambient is not None and is_root_of(carrier, ambient):
             request = self._adopt(carrier, ambient, name, described)
@@ -309,10 +308,3 @@ def _linked(caller: SpanContext, attributes: dict[str, Any]) -> tuple[Context, t
 
 def _names(header: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if header is None else (header,) if isinstance(header, str) else header
-
-
-def _pattern(globs: list[str]) -> re.Pattern[str] | None:
-    """Compile path patterns with `*`; each has to match the whole path."""
-    if not globs:
-        return None
-    return re.compile("|".join(f"(?:{re.escape(g).replace(re.escape('*'), '.*')})\\Z" for g in globs), re.DOTALL)

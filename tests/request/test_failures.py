@@ -24,7 +24,10 @@ from tracemw.pipeline.writer import Pipeline
 from tracemw.testing import capture_traces
 
 # All functions of these modules run inside requests.
-MODULES = ("asgi", "wsgi", "exchange", "request", "opening", "bodies", "afterwards", "identity", "propagation")
+MODULES = (
+    "asgi", "wsgi", "exchange", "exclusion", "request", "opening", "bodies", "afterwards", "identity",
+    "propagation",
+)  # fmt: skip
 # What stands between server and application and passes calls on: it consists of guarded calls and the passing.
 PASSING = {
     "asgi.TraceMiddleware.__init__",

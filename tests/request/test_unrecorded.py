@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tracemw
 from tests.request.drive import ask, ask_wsgi, environ, http_scope, websocket_scope
 from tests.request.look import names, root
+from tracemw.exclusion import Exclusion
 from tracemw.testing import capture_traces
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +72,11 @@ def wsgi_hello(env: Any, start_response: Any) -> Any:
         ("/health", "/healthy", False),
         ("/static/*", "/static/a/b.js", True),
         ("/static/*", "/static", False),
+        ("/static/*", "/v1/static/a", False),
+        ("/a.b/*", "/axb/c", False),
+        ("/a*a", "/a", False),
+        ("/*/x/*/y", "/1/x/2/x/3/y", True),
+        ("/*/x/*/y", "/1/x/y", False),
         ("*/health", "/v1/health", True),
         ("*/health", "/v1/healthy", False),
         ("/a/*/z", "/a/b/z", True),
@@ -87,6 +97,26 @@ def test_patterns(pattern: str, path: str, excluded: bool) -> None:
         env = environ(path.encode().decode("latin-1"), QUERY_STRING="x=/health")
         ask_wsgi(tracemw.WSGITraceMiddleware(wsgi_hello, exclude=[pattern]), env).read()
     assert len(traces) == (0 if excluded else 2)
+
+
+@given(
+    st.lists(st.text("ab/*", min_size=1, max_size=6), max_size=3),
+    st.one_of(st.text("ab/", max_size=12), st.text(max_size=3)),
+)
+def test_wildcards_mean_what_a_regular_expression_would(patterns: list[str], path: str) -> None:
+    """Each `*` stands for any text, none included; one pattern that matches the whole path is enough."""
+    expressions = [".*".join(map(re.escape, pattern.split("*"))) for pattern in patterns]
+    expected = any(re.fullmatch(expression, path, re.DOTALL) for expression in expressions)
+    assert Exclusion(patterns).covers(path) == expected
+
+
+def test_no_path_keeps_the_server_busy() -> None:
+    """Where a pattern has several wildcards, a sender's path of many near misses is looked at in no time."""
+    exclusion = Exclusion(["/*/*/*/health", "*/static/*/*.css", "*a*a*a*a*b"])
+    began = time.perf_counter()
+    for path in ("/" * 100_000, "/static/" * 20_000, "a" * 100_000, "/static/.cs" * 10_000):
+        assert not exclusion.covers(path)
+    assert time.perf_counter() - began < 2
 
 
 def test_a_prefix_counts() -> None:
