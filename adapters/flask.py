@@ -1,7 +1,7 @@
 """Flask: the rule that its router chose, and the user of Flask-Login.
 
-What is used of Flask: `Request.url_rule`, reached through the `werkzeug.request` that Werkzeug puts into the
-environ, `Flask.view_functions`, `Flask.wsgi_app`, `flask.g`, the signal `got_request_exception`. Documented as
+What is used of Flask: `Request.url_rule` of `flask.request`, or of the `werkzeug.request` that Werkzeug puts into
+the environ, `Flask.view_functions`, `Flask.wsgi_app`, `flask.g`, the signal `got_request_exception`. Documented as
 internal: the dictionaries of functions that run before and after requests and on errors. Not documented: the
 variable `ctx` of `Flask.wsgi_app`, for the route of a request that dies.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Flask, g, got_request_exception, has_app_context, request
+from flask import Flask, g, got_request_exception, has_app_context, has_request_context, request
 
 from tracemw.adapting import Adapter, layers, trace_values
 from tracemw.guard import guarded
@@ -34,7 +34,7 @@ class FlaskAdapter(Adapter):
 
     def route(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the rule that was chosen, as it was written, below what the application is mounted under."""
-        served = carrier.get("werkzeug.request") or _left_request()
+        served = _current_request(carrier) or carrier.get("werkzeug.request") or _left_request()
         rule = getattr(served, "url_rule", None)
         if served is None or rule is None:
             return None
@@ -70,6 +70,16 @@ class FlaskAdapter(Adapter):
             app: Any = self.app
             app.wsgi_app = WSGITraceMiddleware(app.wsgi_app, **options)
         return True
+
+
+def _current_request(carrier: Mapping[str, Any]) -> Any:
+    """Return Flask's current request, if it is this one.
+
+    The environ's may be gone: whoever leaves a copied context (`copy_current_request_context`) takes it away.
+    """
+    if not has_request_context() or request.environ.get(KEY) is not carrier.get(KEY):
+        return None
+    return request
 
 
 def _left_request() -> Any:

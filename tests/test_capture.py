@@ -11,6 +11,7 @@ import ipaddress
 import itertools
 import json
 import pathlib
+import string
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ import uuid
 import zoneinfo
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
+from urllib.parse import quote
 
 import pydantic
 import pytest
@@ -684,6 +686,12 @@ class TestText:
             ("client%5Fsecret=canary;x=1", "client%5Fsecret=[REDACTED]"),
             ("key=1;password=2", "key=1;password=[REDACTED]"),
             ("token=17", "same"),
+            ("user[password]=canary&api_key[0]=canary", "user[password]=[REDACTED]&api_key[0]=[REDACTED]"),
+            ("a[b][secret]=canary&passwords[]=x", "a[b][secret]=[REDACTED]&passwords[]=[REDACTED]"),
+            ("call(pin=12, x=[sig=canary])", "call(pin=[REDACTED] x=[sig=[REDACTED]"),
+            ("https://x/#access_token=canary", "https://x/#access_token=[REDACTED]"),
+            ("user = ann\npassword = canary\n", "user = ann\npassword = [REDACTED]\n"),
+            ("a[b]=c&max_tokens[0]=5", "same"),
             ("Authorization: Bearer canary\r\nHost: x", "Authorization: [REDACTED]\r\nHost: x"),
             ('data: {"password":"canary"}\n\n', 'data: {"password":"[REDACTED]"}\n\n'),
             ('x; name="password"\r\n\r\ncanary\r\n--b', 'x; name="password"\r\n\r\n[REDACTED]\r\n--b'),
@@ -696,6 +704,22 @@ class TestText:
         if expected is None:
             expected = '{"token": 17, "secret": true, "pwd": null, "pin": "[REDACTED]"}'
         assert redact_text(text) == (text if expected == "same" else expected)
+
+    @given(
+        st.sampled_from(["password", "token", "api_key", "secret"]),
+        st.sampled_from([c for c in string.punctuation if c not in "&="]),
+        st.sampled_from([c for c in string.punctuation if c not in "&="]),
+        st.booleans(),
+        st.booleans(),
+    )
+    def test_any_separator_in_the_key_of_a_query_string(
+        self, name: str, before: str, after: str, encoded: bool, first: bool
+    ) -> None:
+        """A key is split into words at every character that is no letter or digit, percent-encoded or not."""
+        key = f"user{before}{name}{after}"
+        key = quote(key, safe="") if encoded else key
+        query = f"{key}=canary&a=b" if first else f"a=b&{key}=canary"
+        assert "canary" not in redact_text(query)
 
     @given(values(st.text(max_size=5), HARMLESS_KEYS), SECRET_NAMES, st.integers(0, 400))
     def test_a_body_cut_anywhere_shows_no_secret(self, around: Any, key: str, cut: int) -> None:
@@ -727,6 +751,12 @@ class TestText:
             '"password":"',
             'name="a"\n\n',
             "://:",
+            "[",
+            "[a][",
+            "'#",
+            "password =",
+            "a;;;;=",
+            "={[",
         ]
         for unit in units:
             began = time.perf_counter()

@@ -12,7 +12,9 @@ _STRING = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'
 _JSON_KEY = re.compile(r'"((?:[^"\\]|\\.){1,256})"\s{0,32}:\s{0,32}', re.DOTALL)
 _JSON_SCALAR = re.compile(rf'{_STRING}|[^\s,}}\]{{\["]+', re.DOTALL)
 _JSON_NESTING = re.compile(rf"{_STRING}|[{{}}\[\]]", re.DOTALL)
-_PAIR_KEY = re.compile(r"""(?<![^\s&?;,(\[{#"'])([^\s&?;,="(){}\[\]]{1,256})=""")
+# A key begins where the one before it cannot go on, so that each part of a text is looked at once.
+_PAIR_KEY = re.compile(r"""(?<![^\s&?;,="])([^\s&?;,="]+)(?:[?;,"]{0,8}=|[ \t]{1,32}=[ \t]{0,32})""")
+_OPENING = re.compile(r"[(\[{#']")
 _PAIR_VALUE = re.compile(r'"[^"\r\n]*"?|[^\s&]*')
 _PAIR_VALUE_IN_JSON = re.compile(r'[^\s&"]*')  # the quote ends the JSON string around the pair
 _LINE = re.compile(r"^[ \t]{0,32}([A-Za-z][\w.-]{0,127})[ \t]{0,8}:[ \t]{0,8}(?=\S)", re.MULTILINE)
@@ -26,13 +28,15 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?\Z")
 def mask_secrets(text: str, redactor: Redactor) -> str:
     """The text with its secrets masked; `tracemw.capture.redact_text` says what is found."""
     if '"' in text:
-        text = _mask(text, redactor, _JSON_KEY, _json_end, _unescaped, f'"{MASK}"')
-        text = _mask(text, redactor, _PART, _end_by(_PART_VALUE))
+        text = _mask(
+            text, lambda key: redactor.level(_unescaped(key)), _JSON_KEY, _json_end, f'"{MASK}"'
+        )
+        text = _mask(text, redactor.level, _PART, _end_by(_PART_VALUE))
     if "=" in text:
         value = _PAIR_VALUE_IN_JSON if text.lstrip()[:1] in ("{", "[", '"') else _PAIR_VALUE
-        text = _mask(text, redactor, _PAIR_KEY, _end_by(value), _percent_decoded)
+        text = _mask(text, lambda key: _pair_level(key, redactor), _PAIR_KEY, _end_by(value))
     if ":" in text:
-        text = _mask(text, redactor, _LINE, _end_by(_LINE_VALUE))
+        text = _mask(text, redactor.level, _LINE, _end_by(_LINE_VALUE))
         if redactor.masks("password"):
             text = _USER_INFO.sub(rf"\1{MASK}@", text)
     return text
@@ -40,10 +44,9 @@ def mask_secrets(text: str, redactor: Redactor) -> str:
 
 def _mask(
     text: str,
-    redactor: Redactor,
+    level_of: Callable[[str], int],
     keys: re.Pattern[str],
     value_end: Callable[[str, int], int],
-    decode: Callable[[str], str] = str,
     mask: str = MASK,
 ) -> str:
     """Replaces what follows each secret key; the search goes on inside the values of all other keys."""
@@ -51,7 +54,7 @@ def _mask(
     done = 0
     found = keys.search(text)
     while found:
-        level, start = redactor.level(decode(found[1])), found.end()
+        level, start = level_of(found[1]), found.end()
         if level:
             end = value_end(text, start)
             value = text[start:end]
@@ -98,6 +101,13 @@ def _unescaped(key: str) -> str:
         return str(json.loads(f'"{key}"', strict=False))
     except ValueError:
         return key
+
+
+def _pair_level(key: str, redactor: Redactor) -> int:
+    """How much is masked after `key=`; what stands before a bracket (`call(pin=`) may not belong to the key."""
+    key = _percent_decoded(key)
+    level = redactor.level(key)
+    return level or redactor.level(_OPENING.split(key)[-1])
 
 
 def _percent_decoded(key: str) -> str:

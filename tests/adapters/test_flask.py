@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 pytest.importorskip("flask")
-from flask import Blueprint, Flask, Response, abort, g, request, session, stream_with_context
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    copy_current_request_context,
+    g,
+    request,
+    session,
+    stream_with_context,
+)
 from flask.views import MethodView, View
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -371,3 +382,26 @@ def test_the_test_client_keeps_the_context(app: Flask, captured_traces: Captured
             assert request.path == "/"
     assert tracemw.get_active_trace_id() is None
     assert trees(captured_traces) == [{"GET /": {"handler": {}}}] * 2
+
+
+def test_what_takes_the_request_out_of_the_environ(app: Flask, captured_traces: CapturedTraces) -> None:
+    """The route is known after a copied context was left, and where the view has asked another application."""
+    other = Flask("other")
+    other.add_url_rule("/from/<name>", "other", lambda name: "other")
+
+    @app.get("/copied/<name>")
+    def copied(name: str) -> str:
+        thread = threading.Thread(target=copy_current_request_context(lambda: None))
+        thread.start()
+        thread.join()
+        return name
+
+    @app.get("/from/<what>")
+    def from_other(what: str) -> Any:
+        return Response.from_app(other, request.environ)
+
+    for path in ("/copied/1", "/from/1"):
+        assert wsgi_get(app, path)[0] == 200
+    assert trees(captured_traces) == [{"GET /copied/<name>": {}}, {"GET /from/<what>": {}}]
+    routes = [root(trace).attributes["http.route"] for trace in captured_traces]
+    assert routes == ["/copied/<name>", "/from/<what>"]
