@@ -13,6 +13,7 @@ from opentelemetry import context as otel_context
 
 from tracemw.afterwards import QUICK
 from tracemw.bodies import Tee, content_type
+from tracemw.failure import ABNORMAL_CLOSE, FAILED_CLOSES
 from tracemw.guard import guarded
 from tracemw.opening import RequestTracer
 from tracemw.record import TraceRecord
@@ -20,9 +21,6 @@ from tracemw.request import RequestTrace
 
 Message = MutableMapping[str, Any]
 
-# RFC 6455 §7.4.1: protocol errors and a failed server; with 1000, 1001 and 1012 (a restart) connections end.
-FAILED_CLOSES: Final = frozenset({1002, 1003, 1007, 1009, 1010, 1011, 1013, 1014, 1015})
-ABNORMAL: Final = 1006  # there was no close: the connection broke off
 NO_CODE: Final = 1005
 MAX_REASON: Final = 250  # characters; the protocol allows 123 bytes
 
@@ -223,7 +221,7 @@ class Socket(Connection):
             attributes["tracemw.websocket.close_code"] = self._code
             if reason:
                 attributes["tracemw.websocket.close_reason"] = str(reason)[:MAX_REASON]
-            if self._code == ABNORMAL:
+            if self._code == ABNORMAL_CLOSE:
                 request.client_left()
             elif self._code in FAILED_CLOSES:
                 request.failure = f"websocket_close_{self._code}"

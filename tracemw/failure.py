@@ -16,6 +16,9 @@ STACKTRACE: Final = "exception.stacktrace"
 MESSAGE_LIMIT: Final = 4_000  # characters
 STACKTRACE_LIMIT: Final = 32_000
 
+# RFC 6455 §7.4.1: protocol errors and a failed server; with 1000, 1001 and 1012 (a restart) connections end.
+FAILED_CLOSES: Final = frozenset({1002, 1003, 1007, 1009, 1010, 1011, 1013, 1014, 1015})
+ABNORMAL_CLOSE: Final = 1006  # there was no close: the connection broke off
 
 # By name, since nothing is imported for them; of asyncio, trio and greenlet (gevent).
 _CANCELLED: Final = frozenset({"CancelledError", "Cancelled", "GreenletExit", "GeneratorExit"})
@@ -36,6 +39,19 @@ def outcome_of(exc: BaseException) -> str | None:
         outcomes = [outcome_of(child) for child in children]
         return None if None in outcomes else outcomes[0]
     return "cancelled" if any(kind.__name__ in _CANCELLED for kind in type(exc).__mro__) else None
+
+
+def outcome_of_span(exc: BaseException) -> str | None:
+    """Return how a span of code ended that was left by this exception; None where that is an error.
+
+    `WebSocketDisconnect` is how Starlette tells the application of the end of a connection, whatever its code.
+    """
+    if type(exc).__name__ != "WebSocketDisconnect":
+        return outcome_of(exc)
+    code = getattr(exc, "code", None)
+    if code in FAILED_CLOSES:
+        return None
+    return "disconnected" if code == ABNORMAL_CLOSE else "completed"
 
 
 def outcome_of_request(exc: BaseException) -> str:

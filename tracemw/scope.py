@@ -19,7 +19,7 @@ from opentelemetry import trace as trace_api
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from tracemw import config, pipeline, provider
-from tracemw.failure import outcome_of, record_exception
+from tracemw.failure import outcome_of_span, record_exception
 from tracemw.guard import report
 from tracemw.record import RECORD_KEY, TraceRecord, record_of, with_record
 from tracemw.runtime import runtime, runtime_of
@@ -129,11 +129,11 @@ class Scope:
 
     def fail(self, exc: BaseException) -> None:
         """Take note of an exception that left the span's code."""
-        span, outcome = self.span, outcome_of(exc)
+        span, outcome = self.span, outcome_of_span(exc)
         self.record.register(span.get_span_context().span_id)  # a generator may have been dropped
         if outcome is None:
             record_exception(span, exc)
-        else:
+        elif outcome != "completed":
             span.set_attribute(OUTCOME, outcome)
             if self.is_root:
                 self.record.outcome = outcome

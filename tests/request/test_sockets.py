@@ -83,6 +83,35 @@ def test_how_a_connection_ends(code: int, state: str, outcome: str) -> None:
     assert root(trace).events == []
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "outcome"),
+    [
+        (1000, "OK", None),
+        (1001, "OK", None),
+        (1005, "OK", None),
+        (4001, "OK", None),
+        (1006, "UNSET", "disconnected"),
+        (1011, "ERROR", None),
+        (1002, "ERROR", None),
+    ],
+)
+def test_the_handler_that_a_close_ends(code: int, status: str, outcome: str | None) -> None:
+    """The usual loop ends with `WebSocketDisconnect`: an error on its span only where it is one on the root."""
+
+    @tracemw.trace
+    async def handler(socket: WebSocket) -> None:
+        await echo(socket)
+
+    with capture_traces() as traces:
+        talk(app_with(handler), {"type": "websocket.receive", "text": "a"}, left_with(code))
+    (trace,) = traces
+    span = next(span for span in trace.data.spans if span.name == "handler")
+    assert span.status.status_code.value == status
+    assert span.attributes.get("tracemw.outcome") == outcome
+    assert [event.name for event in span.events] == (["exception"] if status == "ERROR" else [])
+    assert (root(trace).status.status_code.value == "ERROR") == (status == "ERROR")
+
+
 def test_headers_of_the_handshake() -> None:
     """The accepted handshake tells the ids; not where that is switched off."""
     with capture_traces() as traces:
