@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Flask, g, got_request_exception, has_app_context, has_request_context, request
+from flask import Flask, g, got_request_exception, has_app_context, request
 
 from tracemw.adapting import Adapter, layers, trace_values
 from tracemw.guard import guarded
@@ -77,9 +77,11 @@ def _current_request(carrier: Mapping[str, Any]) -> Any:
 
     The environ's may be gone: whoever leaves a copied context (`copy_current_request_context`) takes it away.
     """
-    if not has_request_context() or request.environ.get(KEY) is not carrier.get(KEY):
+    try:
+        served: Any = request._get_current_object()  # type: ignore[attr-defined]
+    except RuntimeError:  # none
         return None
-    return request
+    return served if served.environ is carrier or served.environ.get(KEY) is carrier.get(KEY) else None
 
 
 def _left_request() -> Any:

@@ -18,10 +18,12 @@ from tracemw import provider
 from tracemw.adapters.bridged import Bridge, bridged
 from tracemw.adapting import Adapter, Attached, layers, trace_values, within
 from tracemw.asgi import TraceMiddleware
-from tracemw.guard import report
+from tracemw.exchange import with_headers
+from tracemw.guard import guarded, report
 from tracemw.request import KEY
 from tracemw.stamps import traced_form
 
+TELEMETRY = "starlette.middleware.opentelemetry"
 MAX_DEPTH = 20  # of applications mounted in one another
 
 
@@ -120,8 +122,18 @@ class StarletteAdapter(Adapter):
 
         What the error handler answers then gets our headers, and is inside the root. Of a middleware that does not
         wrap the application itself, what is between them may hand on another scope: the one inside sees it.
-        Starlette's telemetry opens a root whatever stands outside of it, so that one is adopted.
+        Starlette's telemetry opens a root whatever stands outside of it, so that one is adopted. What is answered
+        outside of us then gets our headers from `Answers`.
         """
+        taken_over = self._place(middleware, options)
+        stack = getattr(self.app, "middleware_stack", None)
+        found = layers(stack)
+        stands = taken_over or any(one is middleware for one in found)
+        if stands and not isinstance(stack, (TraceMiddleware, Answers)) and any(map(_is_telemetry, found)):
+            self.app.middleware_stack = Answers(stack)
+        return taken_over
+
+    def _place(self, middleware: Any, options: dict[str, Any]) -> bool:
         app = self.app
         if not hasattr(app, "build_middleware_stack"):  # a Router
             return False
@@ -247,6 +259,39 @@ class Seen:
         return self.app(scope, receive, send)
 
 
+class Answers:
+    """Stands around the telemetry whose root is adopted further inside: what is answered out here is told to it.
+
+    Args:
+        app: The application's stack.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        """Return what the stack returns, which is awaited then."""
+        if scope["type"] != "http":
+            return self.app(scope, receive, send)
+
+        async def telling_send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = _answered(scope, message) or message
+            await send(message)
+
+        return self.app(scope, receive, telling_send)
+
+
+@guarded()
+def _answered(scope: Any, message: Any) -> Any:
+    """Return the message with our headers, where it did not pass us before."""
+    request = scope.get(KEY)
+    if request is None or request.status is not None:
+        return None
+    request.answered_outside(int(message["status"]))
+    return with_headers(request, message) if request.resolver.response_headers else None
+
+
 def trace_around(layer: Any) -> None:
     """Replace the traced functions that middleware calls: error handlers, functions of `@app.middleware`."""
     attributes = getattr(layer, "__dict__", {})
@@ -269,15 +314,20 @@ def _around(stack: list[Any], middleware: Any) -> tuple[list[Any] | None, list[A
 
 def _first_telemetry(stack: list[Any]) -> Any:
     """Return Starlette's own telemetry, if it is in the stack."""
-    return next((one for one in stack if type(one).__module__ == "starlette.middleware.opentelemetry"), None)
+    return next((one for one in stack if type(one).__module__ == TELEMETRY), None)
 
 
 def _opens_root(layer: Any) -> bool:
     """True for telemetry that opens a root, which we adopt where we stand inside."""
-    module = type(layer).__module__
-    if module.startswith("opentelemetry.instrumentation."):
+    if type(layer).__module__.startswith("opentelemetry.instrumentation."):
         return provider.is_joined()
-    return module == "starlette.middleware.opentelemetry"
+    return _is_telemetry(layer)
+
+
+def _is_telemetry(layer: Any) -> bool:
+    """True for middleware that opens roots, if a provider is there."""
+    module = type(layer).__module__
+    return module == TELEMETRY or module.startswith("opentelemetry.instrumentation.")
 
 
 def _routes_of(app: Any) -> list[Any] | None:

@@ -50,6 +50,7 @@ class Resolver(Adapted, Protocol):
 
     adapter: Any
     knows_users: bool
+    response_headers: bool
 
 
 class RequestTrace:
@@ -140,6 +141,14 @@ class RequestTrace:
             self.resolve_user()
         if self.record.recording and (resolver.adapter is not None or self._inner is not None):
             self.find_route()
+
+    @guarded()
+    def answered_outside(self, status: int) -> None:
+        """Take note of an answer that was given outside of us, after an exception had left what is inside."""
+        self.status = status
+        if self.record.recording:
+            self.record.attributes["http.response.status_code"] = status
+            self.record.changed()
 
     def body_sent(self, size: int) -> None:
         """Take note of a part of the body."""

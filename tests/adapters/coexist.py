@@ -293,6 +293,15 @@ def contrib_fastapi_outside() -> Any:
 
 
 @needs(_contrib("asgi") is not None)
+def contrib_asgi_added() -> Any:
+    """OpenTelemetry's ASGI middleware in the stack, around ours."""
+    app = starlette_app()
+    app.add_middleware(tracemw.TraceMiddleware)
+    app.add_middleware(_contrib("asgi").OpenTelemetryMiddleware)
+    return app
+
+
+@needs(_contrib("asgi") is not None)
 def contrib_asgi_around() -> Any:
     """OpenTelemetry's ASGI middleware around a traced application."""
     return _contrib("asgi").OpenTelemetryMiddleware(tracemw.instrument(starlette_app()))
@@ -378,22 +387,35 @@ def is_wsgi(name: str) -> bool:
     return "flask" in name or "wsgi" in name
 
 
-def send(name: str, app: Any, path: str) -> None:
-    """Send one request, in process; an exception that a server would log is nothing here."""
+def send(name: str, app: Any, path: str) -> list[tuple[str, str]]:
+    """Send one request, in process, and return the response's headers.
+
+    An exception that a server would log is nothing here.
+    """
     if is_wsgi(name):
         from werkzeug.test import Client
 
         response = Client(app).get(path, headers=HEADERS)
         response.get_data()
         response.close()
-        return
+        return [(key.lower(), value) for key, value in response.headers]
     from tests.request.drive import ask, http_scope
 
     headers = [(key.lower().encode(), value.encode()) for key, value in HEADERS.items()]
+    found: list[tuple[str, str]] = []
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        async def looking_send(message: Any) -> None:
+            found.extend((key.decode(), value.decode()) for key, value in message.get("headers", ()))
+            await send(message)
+
+        await app(scope, receive, looking_send)
+
     try:
-        ask(app, http_scope(path, headers=headers))
+        ask(watched, http_scope(path, headers=headers))
     except ValueError:
         pass
+    return found
 
 
 def connect(app: Any) -> None:
@@ -450,8 +472,14 @@ def main(when: str) -> None:
         results[name] = {}
         for path in PATHS:
             with capture_traces(span_name_suffixes=False) as traces:
-                send(name, app, path)
+                headers = send(name, app, path)
             results[name][path] = [described(trace) for trace in traces]
+            for trace, told in zip(traces, results[name][path], strict=True):
+                told["headers"] = [
+                    [value for key, value in headers if key == "x-request-id"] == ["req-1"],
+                    [value for key, value in headers if key == "x-trace-id"] == [trace.info.trace_id],
+                    [key for key, _ in headers].count("server-timing"),
+                ]
         results[name]["exported traces"] = len({span.context.trace_id for span in exporter.get_finished_spans()})
     if when == "before" and FASTAPI >= (0, 142):
         with capture_traces(operation_spans=True) as traces:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -201,8 +202,9 @@ def test_starlette_without_what_we_replace(
 @pytest.mark.usefixtures("silence")
 @pytest.mark.skipif(not FLASK, reason="not installed")
 def test_flask_without_what_we_read(captured_traces: CapturedTraces, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that is not in the environ has no name; the check says so, and of tables that are gone, too."""
+    """A request that is neither current nor in the environ has no name; the check says so, and of tables, too."""
     from flask import Flask, Request
+    from werkzeug.local import LocalProxy
 
     class Shallow(Request):
         def __init__(self, environ: Any) -> None:
@@ -213,6 +215,7 @@ def test_flask_without_what_we_read(captured_traces: CapturedTraces, monkeypatch
         view_functions = property(lambda self: self.moved, lambda self, value: setattr(self, "moved", value))
 
     monkeypatch.setattr("flask.Flask", Moved)
+    monkeypatch.setattr("tracemw.adapters.flask.request", LocalProxy(ContextVar("moved")))
     assert check.check()["flask"] == [check.NO_NAME]
     monkeypatch.setattr("tracemw.adapters.flask.trace_values", None)
     assert check.check()["flask"][0].startswith("its adapter fails")

@@ -18,7 +18,6 @@ FASTAPI = version("fastapi")
 STARLETTE = version("starlette")
 FLASK = version("flask")
 WERKZEUG = version("werkzeug")
-CONTRIB_FASTAPI = version("opentelemetry-instrumentation-fastapi")
 
 
 def streams_generators(fastapi: tuple[int, ...]) -> bool:
