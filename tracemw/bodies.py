@@ -18,6 +18,9 @@ RESPONSE: Final = "tracemw.response.body"
 _TEXT: Final = ("text/", "application/json", "application/x-www-form-urlencoded", "application/xml")
 _TEXT_SUFFIXES: Final = ("+json", "+xml")
 
+# What takes something out of a stream (`io.RawIOBase`, `io.BufferedIOBase`); others only tell of it.
+_READING: Final = frozenset(("read", "read1", "readall", "readline", "readlines", "readinto", "readinto1"))
+
 
 class Tee:
     """Keeps the beginning of one body.
@@ -59,37 +62,47 @@ class Tee:
 
 
 class TeeInput:
-    """A `wsgi.input` that keeps the beginning of what the application reads from it."""
+    """A `wsgi.input` that keeps the beginning of what the application reads from it.
+
+    It has the methods that the server's stream has, no others: frameworks look which ones there are.
+    """
 
     def __init__(self, stream: Any, tee: Tee) -> None:
         self._stream = stream
         self._tee = tee
 
-    def read(self, *args: Any) -> Any:
-        """Read as the server's stream does."""
-        return self._seen(self._stream.read(*args))
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._stream, name)
+        if name not in _READING:
+            return found
 
-    def readline(self, *args: Any) -> Any:
-        """Read a line as the server's stream does."""
-        return self._seen(self._stream.readline(*args))
+        def reading(*args: Any, **named: Any) -> Any:
+            result = found(*args, **named)
+            self._look_at(result, (*args, *named.values()))
+            return result
 
-    def readlines(self, *args: Any) -> Any:
-        """Read lines as the server's stream does."""
-        lines = self._stream.readlines(*args)
-        for line in lines:
-            self._tee.add(line)
-        return lines
+        return reading
 
     def __iter__(self) -> Iterator[Any]:
         for line in self._stream:
-            yield self._seen(line)
+            self._tee.add(line)
+            yield line
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def __next__(self) -> Any:
+        line = next(self._stream)
+        self._tee.add(line)
+        return line
 
-    def _seen(self, data: Any) -> Any:
-        self._tee.add(data)
-        return data
+    @guarded()
+    def _look_at(self, result: Any, args: tuple[Any, ...]) -> None:
+        """Take note of what was read: returned, as lines, or put into a buffer of the caller's."""
+        if isinstance(result, list):
+            for line in result:
+                self._tee.add(line)
+        elif isinstance(result, int):
+            self._tee.add(memoryview(args[0]).cast("B")[:result])
+        else:
+            self._tee.add(result)
 
 
 def is_text(content_type: str) -> bool:

@@ -173,9 +173,12 @@ class _Response:
         if self._context is not None:
             self._enter()
 
-        def traced_start_response(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            write = start_response(status, self._with_headers(headers) or headers, *exc_info)
-            self._started(status, headers, exc_info)
+        # The third one is called `exc_info` by every server, though PEP 3333 leaves its name open.
+        def traced_start_response(
+            status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
+        ) -> Any:
+            write = start_response(status, self._with_headers(headers) or headers, *exc_info, **named)
+            self._started(status, headers, exc_info[0] if exc_info else named.get("exc_info"))
             return partial(self._write, write)
 
         return app(environ, traced_start_response)
@@ -210,13 +213,13 @@ class _Response:
         return [*headers, *[header for header in ours if header[0].lower() not in present]]
 
     @guarded()
-    def _started(self, status: str, headers: list[tuple[str, str]], exc_info: tuple[Any, ...]) -> None:
+    def _started(self, status: str, headers: list[tuple[str, str]], exc_info: Any) -> None:
         request = self.request
         request.response_started(int(status[:3]))
         length = next((value for name, value in headers if name.lower() == "content-length"), "")
         self._promised = int(length) if length.isdecimal() else 0
-        if exc_info and exc_info[0]:  # the exception that the application is answering
-            request.raised(exc_info[0][1])
+        if exc_info:  # of the exception that the application is answering
+            request.raised(exc_info[1])
         if self._tracer.keeps_response_body and request.record.recording:
             request.response_body = Tee(content_type(headers))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import io
+import sys
 import threading
 from typing import Any
 from wsgiref.util import FileWrapper
@@ -123,8 +124,6 @@ def test_write_and_exc_info() -> None:
         try:
             raise ValueError("before the first byte")
         except ValueError:
-            import sys
-
             write = start_response("500 Oops", [], sys.exc_info())
         write(b"written")
         return []
@@ -136,6 +135,30 @@ def test_write_and_exc_info() -> None:
     assert root(traces[0]).attributes["http.response.status_code"] == 500
     assert root(traces[0]).attributes["http.response.body.size"] == 7
     assert traces[0].info.state == "ERROR"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_exc_info_reaches_the_server_in_the_way_it_was_given(named: bool) -> None:
+    """By position or by the name that all servers have for it; and not at all where it was not given."""
+    got: list[Any] = []
+
+    def app(env: Any, start_response: Any) -> Any:
+        try:
+            raise ValueError("before the first byte")
+        except ValueError:
+            more = {"exc_info": sys.exc_info()} if named else {}
+            start_response("503 Sorry", [], *([] if named else [sys.exc_info()]), **more)
+        return [b"sorry"]
+
+    def of_the_server(status: str, headers: Any, *exc_info: Any, **more: Any) -> Any:
+        got.append((status, [info[0] for info in exc_info], {name: info[0] for name, info in more.items()}))
+
+    with capture_traces() as traces:
+        assert list(tracemw.WSGITraceMiddleware(app)(environ(), of_the_server)) == [b"sorry"]
+        list(tracemw.WSGITraceMiddleware(hello)(environ(), of_the_server))
+    assert got[0] == ("503 Sorry", [] if named else [ValueError], {"exc_info": ValueError} if named else {})
+    assert got[1] == ("200 OK", [], {})
+    assert root(traces[0]).attributes["error.type"] == "ValueError"
 
 
 def test_exceptions_pass_untouched() -> None:
