@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute, request_response, websocket_session
 
 from tracemw import provider
@@ -203,6 +204,7 @@ class StarletteAdapter(Adapter):
             return
         if inner is not route.app:
             route.app = inner
+        trace_around_mounted(inner)
         below = _routes_of(inner)
         if path is not None:
             mount += path.removesuffix("/{path}")
@@ -297,6 +299,17 @@ def trace_around(layer: Any) -> None:
     attributes = getattr(layer, "__dict__", {})
     for table in (attributes, *(value for value in attributes.values() if isinstance(value, dict))):
         trace_values(table, handler=False)
+
+
+def trace_around_mounted(app: Any) -> None:
+    """Replace those of a mounted application, which has no stack yet before its first request."""
+    for inner in within(app):
+        if isinstance(inner, Starlette):
+            trace_values(inner.exception_handlers, handler=False)
+            for entry in inner.user_middleware:  # its older versions have `options`
+                trace_values(vars(entry).get("kwargs") or vars(entry).get("options") or {}, handler=False)
+            for layer in layers(inner.middleware_stack):
+                trace_around(layer)
 
 
 def make(app: Any) -> StarletteAdapter:

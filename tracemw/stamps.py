@@ -121,25 +121,43 @@ def _wrapped(fn: Any) -> Sequence[Any]:
 
 
 def _closed_over(fn: types.FunctionType) -> Iterator[Any]:
-    """Give the functions that were arguments of the decorator: they go by another name there than their own.
+    """Give the functions that were arguments of the decorator: closed over, or kept as default arguments.
 
-    A function that a handler merely calls, defined next to it in an application factory, goes by its own.
+    A function that a handler merely calls, defined around it in an application factory, is none.
     """
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False):
         try:
             content = cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-        if _is_function(content) and name != getattr(content, "__name__", name):
+        if _is_function(content) and not _defined_around(fn, name, content):
             yield content
+    yield from filter(_is_function, (*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()))
+
+
+def _defined_around(fn: types.FunctionType, name: str, content: Any) -> bool:
+    """True for a function that stands under its own name in a scope around another one."""
+    scope, _, own_name = getattr(content, "__qualname__", "").rpartition(".")
+    if not own_name:  # a `partial`
+        return True
+    return own_name == name and scope.endswith("<locals>") and fn.__qualname__.startswith(f"{scope}.")
 
 
 def _kept_by(decorated: Any) -> Iterator[Any]:
+    """Give the functions among the attributes of an object, also of one that has slots."""
     try:
-        attributes = list(vars(decorated).values())
+        yield from filter(_is_function, vars(decorated).values())
     except TypeError:  # no dictionary
-        return
-    yield from (value for value in attributes if _is_function(value))
+        pass
+    for kind in type(decorated).__mro__:
+        for slot in vars(kind).values():
+            if isinstance(slot, types.MemberDescriptorType):
+                try:
+                    value = slot.__get__(decorated)
+                except AttributeError:  # not set
+                    continue
+                if _is_function(value):
+                    yield value
 
 
 def _is_function(value: Any) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
 import tracemw
@@ -520,3 +520,26 @@ def test_unusual_callables(app: FastAPI, captured_traces: CapturedTraces, order:
         both(app.get(f"/{name}/{{number}}", name=name, operation_id=name), order)(view)
         assert get(app, f"/{name}/1").status == 200
     assert trees(captured_traces) == [{f"GET /{name}/{{number}}": {"handler": {}}} for name in views]
+
+
+def test_functions_around_a_mounted_application(captured_traces: CapturedTraces) -> None:
+    """`@trace` above its error handlers and middleware, though our middleware is in the outer application only."""
+    inner, app = FastAPI(), FastAPI()
+    tracemw.instrument(app).mount("/sub", inner)
+
+    @tracemw.trace
+    @inner.exception_handler(KeyError)
+    def missing(request: Request, exc: KeyError) -> Response:
+        return Response("missing", status_code=404)
+
+    @tracemw.trace
+    @inner.middleware("http")
+    async def around(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    @inner.get("/items")
+    def items() -> None:
+        raise KeyError("items")
+
+    assert get(app, "/sub/items").status == 404
+    assert trees(captured_traces) == [{"GET /sub/items": {"around": {"missing": {}}}}]

@@ -405,3 +405,66 @@ def test_what_takes_the_request_out_of_the_environ(app: Flask, captured_traces: 
     assert trees(captured_traces) == [{"GET /copied/<name>": {}}, {"GET /from/<what>": {}}]
     routes = [root(trace).attributes["http.route"] for trace in captured_traces]
     assert routes == ["/copied/<name>", "/from/<what>"]
+
+
+def named_alike(handler: Any) -> Any:
+    """A decorator without `functools.wraps` whose argument has the name of the function."""
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        return handler(*args, **kwargs)
+
+    return inner
+
+
+def by_default(function: Any) -> Any:
+    """One that keeps the function as a default argument."""
+
+    def inner(*args: Any, _function: Any = function, **kwargs: Any) -> Any:
+        return _function(*args, **kwargs)
+
+    return inner
+
+
+class Slotted:
+    """One that makes an object without a dictionary."""
+
+    __slots__ = ("__name__", "function", "unset")
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.__name__ = function.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("decorator", [named_alike, by_default, Slotted])
+def test_decorators_that_tell_nothing(app: Flask, captured_traces: CapturedTraces, decorator: Decorator) -> None:
+    """The view is found below `@trace` and a decorator that does not say what it wraps."""
+
+    @tracemw.trace
+    @decorator
+    @app.get("/found")
+    def handler() -> str:
+        return "found"
+
+    assert wsgi_get(app, "/found") == (200, b"found")
+    assert trees(captured_traces) == [{"GET /found": {"handler": {}}}]
+
+
+def test_a_helper_of_the_same_factory_is_not_traced(app: Flask, captured_traces: CapturedTraces) -> None:
+    """What a traced view merely calls is no view that it wraps."""
+
+    @app.get("/helper")
+    def helper() -> str:
+        return "helped"
+
+    @tracemw.trace
+    @app.get("/view")
+    def view() -> str:
+        return helper()
+
+    for path in ("/helper", "/view"):
+        assert wsgi_get(app, path) == (200, b"helped")
+    assert trees(captured_traces) == [{"GET /helper": {}}, {"GET /view": {"view": {}}}]
