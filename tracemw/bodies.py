@@ -17,6 +17,7 @@ RESPONSE: Final = "tracemw.response.body"
 
 _TEXT: Final = ("text/", "application/json", "application/x-www-form-urlencoded", "application/xml")
 _TEXT_SUFFIXES: Final = ("+json", "+xml")
+_CHARSETS: Final = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-", "latin", "windows-125")  # ASCII is in them
 
 # What takes something out of a stream (`io.RawIOBase`, `io.BufferedIOBase`); others only tell of it.
 _READING: Final = frozenset(("read", "read1", "readall", "readline", "readlines", "readinto", "readinto1"))
@@ -27,14 +28,15 @@ class Tee:
 
     Args:
         content_type: Of the body; one that is neither text nor JSON is not kept, only counted.
+        content_encoding: Likewise; in what is compressed, no secret could be masked.
     """
 
     __slots__ = ("_parts", "_kept", "_wanted", "size")
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, content_encoding: str = "") -> None:
         self._parts: list[bytes] = []
         self._kept = 0
-        self._wanted = is_text(content_type)
+        self._wanted = is_text(content_type) and content_encoding.strip().lower() in ("", "identity")
         self.size = 0
 
     @guarded()
@@ -54,8 +56,9 @@ class Tee:
         if not self.size:
             return {}
         found: dict[str, Any] = {f"{name}.size": self.size}
-        if self._parts:
-            found[name] = b"".join(self._parts)
+        body = b"".join(self._parts)
+        if body and b"\0" not in body:  # no text: UTF-16 that nobody has declared, or binary
+            found[name] = body
             if self.size > self._kept:
                 found[f"{name}.truncated"] = True
         return found
@@ -106,16 +109,27 @@ class TeeInput:
 
 
 def is_text(content_type: str) -> bool:
-    """True for the media types that are kept."""
-    kind = content_type.partition(";")[0].strip().lower()
-    return kind.startswith(_TEXT) or kind.endswith(_TEXT_SUFFIXES)
+    """True for the media types that are kept, in a charset in which names of secrets are found."""
+    kind, *parameters = content_type.lower().split(";")
+    kind = kind.strip()
+    if not (kind.startswith(_TEXT) or kind.endswith(_TEXT_SUFFIXES)):
+        return False
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "charset":
+            return value.strip(" \t\"'").startswith(_CHARSETS)
+    return True
 
 
-def content_type(headers: Any) -> str:
-    """Return the content type among header pairs, of bytes (ASGI) or of strings (WSGI)."""
+def content_of(headers: Any) -> tuple[str, str]:
+    """Return content type and encoding among header pairs, of bytes (ASGI) or of strings (WSGI)."""
+    kind = encoding = ""
     for name, value in headers:
         if isinstance(name, bytes):
             name, value = name.decode("latin-1"), bytes(value).decode("latin-1")
-        if name.lower() == "content-type":
-            return str(value)
-    return ""
+        name = name.lower()
+        if name == "content-type":
+            kind = kind or str(value)
+        elif name == "content-encoding":
+            encoding = encoding or str(value)
+    return kind, encoding

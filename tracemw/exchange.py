@@ -12,7 +12,7 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 
 from tracemw.afterwards import QUICK
-from tracemw.bodies import Tee, content_type
+from tracemw.bodies import Tee, content_of
 from tracemw.failure import ABNORMAL_CLOSE, FAILED_CLOSES
 from tracemw.guard import guarded
 from tracemw.opening import RequestTracer
@@ -115,7 +115,7 @@ class Exchange(Connection):
         self._keeps_body = tracer.keeps_response_body
         self._trailers = False
         if tracer.keeps_request_body:
-            request.request_body = Tee(content_type(scope.get("headers") or ()))
+            request.request_body = Tee(*content_of(scope.get("headers") or ()))
 
     @guarded()
     def sending(self, message: Message) -> Message | None:
@@ -147,7 +147,7 @@ class Exchange(Connection):
         self._trailers = bool(message.get("trailers", False))
         request.response_started(int(message["status"]))
         if self._keeps_body:
-            request.response_body = Tee(content_type(headers_of(message)))
+            request.response_body = Tee(*content_of(headers_of(message)))
         return with_headers(request, message) if self._adds_headers else None
 
     @guarded()

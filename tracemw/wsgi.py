@@ -17,7 +17,7 @@ from opentelemetry import context as otel_context
 
 from tracemw import config, provider
 from tracemw.adapting import Attached
-from tracemw.bodies import Tee, TeeInput, content_type
+from tracemw.bodies import Tee, TeeInput, content_of
 from tracemw.guard import guarded
 from tracemw.opening import METHODS, RequestTracer, method_attributes
 from tracemw.record import TraceRecord
@@ -192,7 +192,9 @@ class _Response:
         """Have the application use our copies of what the server gave it, where we have to know what it does."""
         request = self.request
         if self._tracer.keeps_request_body and request.record.recording:
-            tee = request.request_body = Tee(environ.get("CONTENT_TYPE", ""))
+            tee = request.request_body = Tee(
+                environ.get("CONTENT_TYPE", ""), environ.get("HTTP_CONTENT_ENCODING", "")
+            )
             environ["wsgi.input"] = TeeInput(environ["wsgi.input"], tee)
         file_wrapper = environ.get("wsgi.file_wrapper")
         if file_wrapper is not None and not isinstance(file_wrapper, type):
@@ -221,7 +223,7 @@ class _Response:
         if exc_info:  # of the exception that the application is answering
             request.raised(exc_info[1])
         if self._tracer.keeps_response_body and request.record.recording:
-            request.response_body = Tee(content_type(headers))
+            request.response_body = Tee(*content_of(headers))
 
     def _write(self, write: Callable[[bytes], Any], data: bytes) -> Any:
         """What old applications get from `start_response`: sends a part at once."""

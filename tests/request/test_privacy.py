@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 from typing import Any
 
@@ -135,6 +136,52 @@ def test_a_body_that_nobody_reads_is_not_recorded() -> None:
         ask_wsgi(tracemw.WSGITraceMiddleware(wsgi, capture_request_body=True), env).read()
     assert stream.tell() == 0
     assert not any("tracemw.request.body" in root(trace).attributes for trace in traces)
+
+
+JSON_BODY = '{"user": "jane", "password": "hunter2"}'
+
+
+@pytest.mark.parametrize(
+    ("content_type", "encoding", "body", "kept"),
+    [
+        ("application/json", "", JSON_BODY.encode(), True),
+        ("application/json; charset=utf-8", "identity", JSON_BODY.encode(), True),
+        ('application/json; x=1; Charset="ISO-8859-1"', "", JSON_BODY.encode("latin-1"), True),
+        ("application/json; charset=utf-16", "", JSON_BODY.encode("utf-16"), False),
+        ("application/json; charset=cp037", "", JSON_BODY.encode("cp037"), False),
+        ("application/json", "", JSON_BODY.encode("utf-16-le"), False),
+        ("application/json", "", JSON_BODY.encode("utf-32"), False),
+        ("application/json", "gzip", gzip.compress(JSON_BODY.encode(), mtime=0), False),
+        ("text/plain", "br", b"compressed", False),
+    ],
+    ids=str,
+)
+def test_bodies_in_which_no_secret_is_found(content_type: str, encoding: str, body: bytes, kept: bool) -> None:
+    """What is compressed, or in a charset without ASCII in it, is only counted: on ASGI and WSGI, both ways."""
+    headers = [(b"content-type", content_type.encode()), (b"content-encoding", encoding.encode())]
+    options = {"capture_request_body": True, "capture_response_body": True}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        read = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": read})
+
+    def wsgi(env: Any, start_response: Any) -> Any:
+        start_response("200 OK", [(name.decode(), value.decode()) for name, value in headers])
+        return [env["wsgi.input"].read()]
+
+    with capture_traces() as traces:
+        scope = http_scope("/", "POST", headers)
+        ask(tracemw.TraceMiddleware(app, **options), scope, [{"type": "http.request", "body": body}])
+        env: dict[str, Any] = environ("/", "POST", CONTENT_TYPE=content_type, HTTP_CONTENT_ENCODING=encoding)
+        env["wsgi.input"] = io.BytesIO(body)
+        ask_wsgi(tracemw.WSGITraceMiddleware(wsgi, **options), env).read()
+    assert len(traces) == 2
+    for trace in traces:
+        attributes = root(trace).attributes
+        for name in ("tracemw.request.body", "tracemw.response.body"):
+            assert attributes[f"{name}.size"] == len(body)
+            assert attributes.get(name) == ({"user": "jane", "password": "[REDACTED]"} if kept else None)
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 300_000])
