@@ -157,6 +157,9 @@ class Attached:
             report(self._place("user"), exc)
             return None
 
+    def chosen_user(self, carrier: Mapping[str, Any]) -> None:
+        """Return None: the `user` option is not an adapter's."""
+
     def _place(self, method: str) -> str:
         return f"{type(self.adapter).__name__}.{method}"
 

@@ -73,7 +73,7 @@ class TraceMiddleware:
             await self.app(scope, receive, send)
         elif kind == "lifespan":
             await self._lifespan(scope, receive, send)
-        elif (outer := scope.get(KEY)) is not None:
+        elif (outer := scope.get(KEY)) is not None and not (outer.ended and outer.is_over()):
             await self._enrich(outer, scope, receive, send)
         elif (connection := self._open(scope)) is None:
             await self.app(scope, receive, send)
@@ -146,10 +146,13 @@ class TraceMiddleware:
     @guarded()
     def _join(self, request: RequestTrace, scope: Scope) -> None:
         self._prepare(scope)
-        if self._attached.knows_more_than(request.resolver.adapter):
-            request.also_known_to(self._attached, scope)
-        else:
+        if self._options.get("user") is None and not self._attached.knows_more_than(request.resolver.adapter):
             self._covered_by = request.resolver
+            return
+        tracer = self._tracer
+        if tracer is None or self._generation != config.generation():
+            tracer = self._compile(scope)
+        request.also_known_to(tracer, scope)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._prepare(scope)

@@ -97,6 +97,7 @@ class Unrecorded(Connection):
     @guarded()
     def leave(self) -> None:
         """Restore the context of the server; there is nothing to end."""
+        self.request.ended = True
         self.request.release()
         if self._token is not None:
             otel_context.detach(self._token)

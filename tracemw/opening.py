@@ -85,14 +85,12 @@ class RequestTracer:
         user = self._user(carrier) if self._user is not None else None
         if user is None and self.adapter is not None:
             user = self.adapter.user(carrier)
-        if user is None:
-            return None
-        try:
-            return check_id("user_id", user)
-        except ValueError as exc:
-            if due("the user of a request"):
-                logger.warning("what the `user` option or the framework gives as the user is left out: %s", exc)
-            return None
+        return None if user is None else _checked(user)
+
+    def chosen_user(self, carrier: Mapping[str, Any]) -> str | None:
+        """Return the `user` option's answer alone."""
+        user = self._user(carrier) if self._user is not None else None
+        return None if user is None else _checked(user)
 
     def open(
         self,
@@ -214,6 +212,15 @@ class RequestTracer:
 
     def _is_sampled(self) -> bool:
         return self._rate is None or self._rate >= 1.0 or _random.random() < self._rate
+
+
+def _checked(user: Any) -> str | None:
+    try:
+        return check_id("user_id", user)
+    except ValueError as exc:
+        if due("the user of a request"):
+            logger.warning("what the `user` option or the framework gives as the user is left out: %s", exc)
+        return None
 
 
 def _process_metadata(settings: Settings) -> Mapping[str, str]:

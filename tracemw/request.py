@@ -23,7 +23,7 @@ from tracemw.bodies import REQUEST, RESPONSE, Tee
 from tracemw.failure import EVENT, MESSAGE, TYPE, outcome_of, outcome_of_request, record_exception
 from tracemw.guard import guarded
 from tracemw.logging import describe
-from tracemw.record import LATE_FAILED, TraceRecord
+from tracemw.record import LATE_FAILED, TraceRecord, current_record
 from tracemw.runtime import runtime_of
 
 # Under this key of the scope or environ stands the request's trace: whoever finds it there enriches it.
@@ -43,6 +43,9 @@ class Adapted(Protocol):
 
     def user(self, carrier: Mapping[str, Any]) -> str | None:
         """Return the user as server code knows it."""
+
+    def chosen_user(self, carrier: Mapping[str, Any]) -> str | None:
+        """Return the user as the application's own option tells it, whatever the framework knows."""
 
 
 class Resolver(Adapted, Protocol):
@@ -80,7 +83,7 @@ class RequestTrace:
     failure: str | None = None
     request_body: Tee | None = None
     response_body: Tee | None = None
-    _inner: tuple[Adapted, Mapping[str, Any]] | None = None
+    _inner: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ()
     _route: str | None = None
     _exception: BaseException | None = None  # has left the application
     _left_ns = 0  # when the client had gone
@@ -122,6 +125,10 @@ class RequestTrace:
         """True where the client went away before it had the response."""
         return self._left_ns != 0
 
+    def is_over(self) -> bool:
+        """True for one that has ended where its scope or environ comes again; what goes on after it is within."""
+        return current_record() is not self.record
+
     @property
     def may_be_empty(self) -> bool:
         """True where a server need not read the body: the answer to HEAD, 204, 304."""
@@ -130,16 +137,16 @@ class RequestTrace:
     # What happens to it.
 
     def also_known_to(self, inner: Adapted, carrier: Mapping[str, Any]) -> None:
-        """Ask somebody further inside where nobody here knows the route; they may see another carrier, too."""
-        self._inner = (inner, carrier)
+        """Ask somebody further inside where nobody here knows route or user; they may see another carrier, too."""
+        self._inner = (*(known for known in self._inner if known[0] is not inner), (inner, carrier))
 
     def response_started(self, status: int) -> None:
         """Take note of the status; the framework still knows the route and the authenticated user."""
         self.status = status
         resolver = self.resolver
-        if resolver.knows_users:
+        if resolver.knows_users or self._inner:
             self.resolve_user()
-        if self.record.recording and (resolver.adapter is not None or self._inner is not None):
+        if self.record.recording and (resolver.adapter is not None or self._inner):
             self.find_route()
 
     @guarded()
@@ -262,7 +269,7 @@ class RequestTrace:
     def release(self) -> None:
         """Let go of what holds this, scope or environ and the frames of an exception: no cycle shall keep it."""
         self._carrier = _GONE
-        self._inner = None
+        self._inner = ()
         self._exception = None
 
     def _settle(self) -> None:
@@ -339,7 +346,7 @@ class RequestTrace:
 
     def _describe(self, record: TraceRecord) -> None:
         attributes = record.attributes
-        if self._route is None and (self.resolver.adapter is not None or self._inner is not None):
+        if self._route is None and (self.resolver.adapter is not None or self._inner):
             self.find_route()
         route = self._route
         if route is not None:
@@ -360,8 +367,9 @@ class RequestTrace:
         """Ask which route was chosen, while the framework still knows."""
         if self._route is None:
             self._route = self.resolver.route(self._carrier)
-            if self._route is None and self._inner is not None:
-                self._route = self._inner[0].route(self._inner[1])
+            if self._route is None and self._inner:  # the one next to the handler knows all prefixes
+                routes = (inner.route(carrier) for inner, carrier in reversed(self._inner))
+                self._route = next((route for route in routes if route is not None), None)
 
     @guarded()
     def _tell_failure(self, record: TraceRecord) -> None:
@@ -397,11 +405,21 @@ class RequestTrace:
     def resolve_user(self) -> None:
         """Let what server code knows of the user win over what a header claimed."""
         record = self.record
-        if not self.resolver.knows_users or record.user_id != self.claimed_user:
+        if not (self.resolver.knows_users or self._inner) or record.user_id != self.claimed_user:
             return  # nobody to ask, or set with `update_current_trace`
-        user = self.resolver.user(self._carrier)
+        user = self._user_of_several() if self._inner else self.resolver.user(self._carrier)
         if user is not None:
             record.user_id = self.claimed_user = user
+
+    def _user_of_several(self) -> str | None:
+        """Ask all options before all frameworks, and whoever is further out first."""
+        asked: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ((self.resolver, self._carrier), *self._inner)
+        users = (who.chosen_user(carrier) for who, carrier in asked)
+        chosen = next((user for user in users if user is not None), None)
+        if chosen is not None:
+            return chosen
+        users = (who.user(carrier) for who, carrier in asked)
+        return next((user for user in users if user is not None), None)
 
 
 def public(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class WSGITraceMiddleware:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         outer = environ.get(KEY)
-        if outer is not None:
+        if outer is not None and not (outer.ended and outer.is_over()):
             return self._enrich(outer, environ, start_response)
         response = self._open(environ)
         if response is None:
@@ -78,8 +78,8 @@ class WSGITraceMiddleware:
     @guarded()
     def _join(self, request: RequestTrace, environ: Environ) -> None:
         self._prepare()
-        if self._attached.adapter is not None:
-            request.also_known_to(self._attached, environ)
+        if self._attached.adapter is not None or self._options.get("user") is not None:
+            request.also_known_to(self._tracer_now(), environ)
 
     @guarded()
     def _open(self, environ: Environ) -> _Response | None:
@@ -98,6 +98,11 @@ class WSGITraceMiddleware:
             environ.get("REMOTE_ADDR"),
         )
         return _Response(request, tracer, environ)
+
+    def _tracer_now(self) -> RequestTracer:
+        if self._tracer is None or self._generation != config.generation():
+            return self._compile()
+        return self._tracer
 
     def _compile(self) -> RequestTracer:
         """Make the tracer of the settings that are in force now."""
@@ -178,7 +183,7 @@ class _Response:
             status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
         ) -> Any:
             write = start_response(status, self._with_headers(headers) or headers, *exc_info, **named)
-            self._started(status, headers, exc_info[0] if exc_info else named.get("exc_info"))
+            self._started(status, headers, exc_info[0] if exc_info else named.get("exc_info") if named else None)
             return partial(self._write, write)
 
         return app(environ, traced_start_response)
