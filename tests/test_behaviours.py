@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,26 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 PAGE = TESTS.parent / "docs" / "behaviours.md"
 ROW = re.compile(r"^\| (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)
-TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
+TEST = re.compile(r"`([\w/]+\.py)::((?:\w+::)?\w+)`")
 ROWS = ROW.findall(PAGE.read_text())
 
 
 @functools.cache
 def names_in(path: str) -> set[str]:
-    """Names of the tests in a file, also of those in classes."""
+    """Names of the tests in a file as pytest has them: of those in a class, with the class."""
     tree = ast.parse((TESTS / path).read_text())
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return {node.name for node in ast.walk(tree) if isinstance(node, kinds) and node.name.startswith("test_")}
+    found = set(direct_tests(tree.body))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
+            found.update(f"{node.name}::{name}" for name in direct_tests(node.body))
+    return found
+
+
+def direct_tests(body: list[ast.stmt]) -> Iterator[str]:
+    """Names of the tests that stand directly in a file or class."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_"):
+            yield node.name
 
 
 def test_every_behaviour_has_its_row() -> None:
