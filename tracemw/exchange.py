@@ -254,8 +254,16 @@ def with_headers(request: RequestTrace, message: Message) -> Message:
     """Return the message with our headers, where the application has not set them."""
     present = headers_of(message)
     names = [name.lower() for name, _ in present]
-    ours = [header for header in _our_headers(request.record) if header[0] not in names]
-    return {**message, "headers": [*present, *ours]}
+    ours = _our_headers(request.record)
+    added = [header for header in ours if header[0] not in names]
+    if b"server-timing" in names and not _has_timing(present):
+        added += [header for header in ours if header[0] == b"server-timing"]
+    return {**message, "headers": [*present, *added]}
+
+
+def _has_timing(headers: Any) -> bool:
+    """True where the header, which is a list and may be repeated, has the entry `traceparent` already."""
+    return any(name.lower() == b"server-timing" and b"traceparent" in value for name, value in headers)
 
 
 def _our_headers(record: TraceRecord) -> list[tuple[bytes, bytes]]:

@@ -217,7 +217,10 @@ class _Response:
             return None
         present = [name.lower() for name, _ in headers]
         ours = _our_headers(self.request.record)
-        return [*headers, *[header for header in ours if header[0].lower() not in present]]
+        added = [header for header in ours if header[0].lower() not in present]
+        if "server-timing" in present and not _has_timing(headers):
+            added += [header for header in ours if header[0] == "Server-Timing"]
+        return [*headers, *added]
 
     @guarded()
     def _started(self, status: str, headers: list[tuple[str, str]], exc_info: Any) -> None:
@@ -375,6 +378,11 @@ class _SizedBody(_Body):
 
     def __len__(self) -> int:
         return len(self._iterable)  # type: ignore[arg-type]
+
+
+def _has_timing(headers: list[tuple[str, str]]) -> bool:
+    """True where the header, which is a list and may be repeated, has the entry `traceparent` already."""
+    return any(name.lower() == "server-timing" and "traceparent" in value for name, value in headers)
 
 
 def _our_headers(record: TraceRecord) -> list[tuple[str, str]]:

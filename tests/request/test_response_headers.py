@@ -121,7 +121,7 @@ def test_every_wsgi_response_has_them(path: str) -> None:
     assert [trace.info.trace_id for trace in traces] == [dict(answer.headers)["X-Trace-Id"]]
 
 
-OWN = [(b"X-Request-ID", b"own"), (b"x-trace-id", b"own"), (b"Server-Timing", b"db;dur=1")]
+OWN = [(b"X-Request-ID", b"own"), (b"x-trace-id", b"own"), (b"Server-Timing", b"traceparent;desc=own")]
 
 
 def test_the_application_s_own_stay() -> None:
@@ -141,6 +141,29 @@ def test_the_application_s_own_stay() -> None:
     assert answer.sent[0]["headers"] == OWN
     assert [(name.encode(), value.encode()) for name, value in said.headers] == OWN
     assert len(OWN) == 3
+
+
+def test_server_timing_of_the_application_and_ours() -> None:
+    """`Server-Timing` is a list: the application's entries stay, and ours is a line of its own."""
+    own = (b"Server-Timing", b"db;dur=1")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [own]})
+        await send({"type": "http.response.body"})
+
+    def wsgi(env: Any, start_response: Any) -> Any:
+        start_response("200 OK", [(own[0].decode(), own[1].decode())])
+        return []
+
+    with capture_traces() as traces:
+        answer = ask(tracemw.TraceMiddleware(tracemw.TraceMiddleware(app)))
+        said = ask_wsgi(tracemw.WSGITraceMiddleware(tracemw.WSGITraceMiddleware(wsgi)))
+        said.read()
+    found = [answer.sent[0]["headers"], [(name.encode(), value.encode()) for name, value in said.headers]]
+    for headers, trace in zip(found, traces, strict=True):
+        ids = f"00-{trace.info.trace_id[3:]}-{root(trace).span_id}-01"
+        timings = [value for name, value in headers if name.lower() == b"server-timing"]
+        assert timings == [own[1], f'traceparent;desc="{ids}"'.encode()]
 
 
 def test_the_list_of_the_application_is_not_changed() -> None:
