@@ -564,6 +564,20 @@ class TestTrustPolicy:
         assert not policy.is_trusted(None, {"trusted": 0})
         assert not policy.is_trusted(None, {})
 
+    @pytest.mark.filterwarnings("error")
+    def test_an_answer_that_would_have_to_be_awaited(self) -> None:
+        """A coroutine is no yes, though it counts as true; nor is a future."""
+
+        async def yes() -> bool:
+            return True
+
+        class Promise:
+            def __await__(self) -> Any:
+                yield
+
+        assert not TrustPolicy(lambda scope: yes()).is_trusted(None, {})
+        assert not TrustPolicy(lambda scope: Promise()).is_trusted(None, {})
+
     def test_what_is_no_network(self) -> None:
         """A network that cannot be read fails when the policy is made, and the message says what is allowed."""
         with pytest.raises(SettingError, match=r"trust_traceparent: '10\.0\.0\.0/33'.*'10\.0\.0\.0/8'"):

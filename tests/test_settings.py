@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -51,6 +52,32 @@ def test_values_that_are_not_allowed(name: str, value: Any) -> None:
     """The message names the setting."""
     with pytest.raises(SettingError, match=f"setting {name}="):
         Settings().override({name: value})
+
+
+async def a_coroutine(scope: Any) -> Any:
+    """Answers when it is awaited."""
+    return True
+
+
+async def an_async_generator(scope: Any) -> Any:
+    """Answers when it is iterated."""
+    yield True
+
+
+class AsyncCall:
+    """Called like a coroutine function."""
+
+    async def __call__(self, scope: Any) -> Any:
+        """Answer when it is awaited."""
+        return True
+
+
+@pytest.mark.parametrize("value", [a_coroutine, an_async_generator, AsyncCall(), functools.partial(a_coroutine)])
+@pytest.mark.parametrize("name", ["trust_traceparent", "user", "span_processors"])
+def test_callables_that_are_async(name: str, value: Any) -> None:
+    """Nobody awaits what they return, and a coroutine counts as true: they are refused, with what to do."""
+    with pytest.raises(SettingError, match=f"setting {name}=.*must not be async.*use a plain `def`"):
+        Settings().override({name: [value] if name == "span_processors" else value})
 
 
 @pytest.mark.parametrize(

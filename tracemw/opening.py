@@ -21,7 +21,7 @@ from tracemw.exclusion import Exclusion
 from tracemw.guard import due
 from tracemw.identity import Identity, IdentityReader, check_id
 from tracemw.pipeline import current as pipeline
-from tracemw.propagation import TrustPolicy, parse_traceparent
+from tracemw.propagation import TrustPolicy, parse_traceparent, with_baggage
 from tracemw.record import RECORD_KEY, TraceRecord, current_record, with_record
 from tracemw.request import KEY, RequestTrace, public
 from tracemw.runtime import runtime_for
@@ -298,11 +298,7 @@ def _caller(identity: Identity) -> SpanContext | None:
 
 def _continued(caller: SpanContext, identity: Identity) -> tuple[Context, None]:
     """Return the context of a caller whom we trust: its span, and its baggage; a stranger's does not travel on."""
-    context = _CLEAN
-    if identity.baggage is not None:
-        from opentelemetry.baggage.propagation import W3CBaggagePropagator
-
-        context = W3CBaggagePropagator().extract({"baggage": identity.baggage}, context)
+    context = _CLEAN if identity.baggage is None else with_baggage(identity.baggage, _CLEAN)
     return trace_api.set_span_in_context(NonRecordingSpan(caller), context), None
 
 

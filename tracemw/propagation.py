@@ -204,6 +204,15 @@ _MEMBER: Final = re.compile(
     r"([a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
     r"=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e])"
 )
+# W3C Baggage: its limits, and the characters of keys and of values.
+MAX_BAGGAGE: Final = 8192
+MAX_BAGGAGE_MEMBERS: Final = 180
+MAX_BAGGAGE_MEMBER: Final = 4096
+_KEY: Final = r"[!#-'*+\-.0-9A-Z^-z|~]+"
+_VALUE: Final = r"[!#-+\--:<-\[\]-~]*"
+_BAGGAGE: Final = re.compile(
+    rf"({_KEY})[ \t]*=[ \t]*({_VALUE}(?:[ \t]*;[ \t]*{_KEY}(?:[ \t]*=[ \t]*{_VALUE})?)*)"
+)
 
 
 def parse_traceparent(value: str | bytes | None, tracestate: str | bytes | None = None) -> SpanContext | None:
@@ -285,11 +294,12 @@ class TrustPolicy:
             scope: The ASGI scope or WSGI environ, for a callable.
 
         Returns:
-            False also where a callable fails (which is logged) or the address cannot be read.
+            False also where a callable fails or answers with a coroutine (both are logged), or the address
+            cannot be read.
         """
         if self._decide is not None:
             try:
-                return bool(self._decide(scope))
+                return _is_yes(self._decide(scope))
             except Exception as exc:
                 guard.report("trust_traceparent", exc)
                 return False
@@ -306,6 +316,15 @@ class TrustPolicy:
         return any(address in network for network in self._networks)
 
 
+def _is_yes(answer: Any) -> bool:
+    """Say whether a callable's answer means yes; one that would have to be awaited does not."""
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError("the callable answers with something to await; it must return True or False")
+    return bool(answer)
+
+
 def _networks(policy: Iterable[str]) -> tuple[Any, ...]:
     from ipaddress import ip_network
 
@@ -316,6 +335,28 @@ def _networks(policy: Iterable[str]) -> tuple[Any, ...]:
         raise SettingError(
             f"trust_traceparent: {exc}; it must be True, False, networks like '10.0.0.0/8', or a callable"
         ) from None
+
+
+def with_baggage(header: str, context: Context) -> Context:
+    """Return a context with the baggage of a header.
+
+    OpenTelemetry's own propagator writes each entry that it cannot read to the log; here it is left out.
+
+    Args:
+        header: As the caller has sent it.
+        context: Gets the baggage.
+    """
+    if len(header) > MAX_BAGGAGE:
+        return context
+    from urllib.parse import unquote_plus
+
+    from opentelemetry.baggage import set_baggage
+
+    for member in header.split(",", MAX_BAGGAGE_MEMBERS)[:MAX_BAGGAGE_MEMBERS]:
+        found = _BAGGAGE.fullmatch(member.strip(" \t")) if len(member) <= MAX_BAGGAGE_MEMBER else None
+        if found is not None:
+            context = set_baggage(unquote_plus(found.group(1)), unquote_plus(found.group(2)).strip(), context)
+    return context
 
 
 def outgoing_headers(request_id_header: str | None = "X-Request-ID") -> dict[str, str]:

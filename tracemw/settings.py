@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -245,20 +246,33 @@ def _header_text(text: str) -> Header:
 
 def _callable_or_none(value: Any) -> Any:
     if value is None or callable(value):
-        return value
+        return _not_async(value)
     raise ValueError("it must be callable")
+
+
+def _not_async(value: Any) -> Any:
+    """Refuse what is asked while a request goes on and answers with a coroutine, which counts as true."""
+    for function in (value, type(value).__call__):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ValueError(
+                "it must not be async, since nobody awaits its answer: use a plain `def`, and what takes "
+                "awaiting in a middleware that leaves its result in the scope"
+            )
+    return value
 
 
 def _callables(value: Any) -> tuple[Callable[[Any], Any], ...]:
     items = tuple(value or ())
     if not all(callable(item) for item in items):
         raise ValueError("it must be a list of callables")
-    return items
+    return tuple(_not_async(item) for item in items)
 
 
 def _trust(value: Any) -> Any:
-    if isinstance(value, bool) or callable(value):
+    if isinstance(value, bool):
         return value
+    if callable(value):
+        return _not_async(value)
     import ipaddress
 
     networks = (value,) if isinstance(value, str) else _strings(value)

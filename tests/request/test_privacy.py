@@ -250,6 +250,33 @@ def test_baggage(protocol: str, trusted: bool) -> None:
     assert len(root_or_first(trace).links) == (0 if trusted else 1)
 
 
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("a=1 , b = 2;p; q = 3", {"a": "1", "b": "2;p; q = 3"}),
+        ("k%20x=v%2Cw+z,e=", {"k x": "v,w z", "e": ""}),
+        ("=,;;,=x,a b=1,\"=1,c=\\,ok=1,\xff=1,d=\xff", {"ok": "1"}),
+        (",".join(f"k{i}=1" for i in range(200)), {f"k{i}": "1" for i in range(180)}),
+        (f"long={'x' * 4096},ok=1", {"ok": "1"}),
+        (f"{'ok=1,' * 2000}", {}),
+        (f"a=1;b{' ' * 8000}x", {}),
+    ],
+)
+def test_baggage_of_any_form(header: str, expected: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What is well-formed is taken over within W3C's bounds; the rest is left out without a line in the log."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(seen_baggage())
+        await reading(scope, receive, send)
+
+    with capture_traces():
+        headers = [(b"traceparent", TRACEPARENT.encode()), (b"baggage", header.encode("latin-1"))]
+        ask(tracemw.TraceMiddleware(app, trust_traceparent=True), http_scope(headers=headers))
+    assert seen == [expected]
+    assert caplog.records == []
+
+
 def root_or_first(trace: tracemw.Trace) -> tracemw.Span:
     """The first span: that of a continued trace has a parent elsewhere."""
     return trace.data.spans[0]
