@@ -60,6 +60,7 @@ class TraceMiddleware:
             config.settings().for_application(options)
             config.process_metadata()
             config.install_exit_hooks()
+            config.import_parts()
         except SettingError as exc:
             if not _built_by_framework():
                 raise

@@ -33,8 +33,6 @@ OTHER_METHOD: Final = "_OTHER"
 
 logger = logging.getLogger("tracemw")
 
-config.import_parts()
-
 _random = random.Random()  # not the application's, which may be seeded
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_random.seed)

@@ -49,6 +49,7 @@ class WSGITraceMiddleware:
         config.settings().for_application(options)
         config.process_metadata()
         config.install_exit_hooks()
+        config.import_parts()
         self.app = app
         self._options = options
         self._tracer: RequestTracer | None = None
