@@ -266,6 +266,33 @@ class BridgedSpan(LiveSpan):  # type: ignore[misc]
             report("mlflow: dropped span", failure)
 
 
+class EndedSpan(NoOpSpan):  # type: ignore[misc]
+    """MLflow's view of a span that is still current after its end: it takes nothing any more, its trace does.
+
+    Args:
+        span: The span.
+    """
+
+    def __init__(self, span: Any) -> None:
+        super().__init__()
+        self._span = span
+
+    @property
+    def trace_id(self) -> str:
+        """The id of its trace, by which MLflow finds what is to be changed."""
+        return f"tr-{self._span.get_span_context().trace_id:032x}"
+
+    @property
+    def span_id(self) -> str:
+        """Its id."""
+        return f"{_span_id(self._span):016x}"
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._span.name  # type: ignore[no-any-return]
+
+
 def hold(span: BridgedSpan) -> None:
     """Hold a span that a client has begun until it has ended; with too many traces, the oldest one is given up."""
     held.setdefault(span.trace_id, []).append(span)
@@ -290,9 +317,9 @@ def record_on(span: Any) -> TraceRecord | None:
 
 
 def bridged(span: Any, trace_id: Any = None, span_type: str | None = None) -> Any:
-    """Return MLflow's view of an OpenTelemetry span that is open; stands for MLflow's `create_mlflow_span`."""
+    """Return MLflow's view of an OpenTelemetry span; stands for MLflow's `create_mlflow_span`."""
     if not getattr(span, "is_recording", bool)():
-        return NoOpSpan()
+        return EndedSpan(span) if getattr(span, "end_time", None) else NoOpSpan()
     found = live.get(f"{_span_id(span):016x}")
     return BridgedSpan(span, record_on(span)) if found is None else found
 

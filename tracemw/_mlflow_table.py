@@ -14,7 +14,7 @@ from typing import Any, Final
 from opentelemetry import trace as trace_api
 
 from tracemw._mlflow_internals import find, find_wanted
-from tracemw._mlflow_spans import RECORD, BridgedSpan, held, live
+from tracemw._mlflow_spans import RECORD, BridgedSpan, bridged, held, live
 from tracemw.current import checked
 from tracemw.guard import due, guarded, logger
 from tracemw.record import SESSION_METADATA, USER_METADATA, TraceRecord, record_of
@@ -76,7 +76,9 @@ class TraceTable(Manager):  # type: ignore[misc]
             span, made.span, made.span_id = made.span, None, ""
             return span
         found = live.get(span_id)
-        return super().get_span_from_id(trace_id, span_id) if found is None else found
+        if found is None:
+            found = super().get_span_from_id(trace_id, span_id)
+        return _current(span_id) if found is None else found
 
     def get_root_span_id(self, trace_id: Any) -> Any:
         """Return the span that `MlflowClient.end_trace` ends: in a request, the last that a client began."""
@@ -220,6 +222,13 @@ class _Traces:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._traces, name)
+
+
+def _current(span_id: str) -> Any:
+    """Return a view of the current span, if it is the one: nobody holds those that MLflow asked for before."""
+    span = trace_api.get_current_span()
+    ids = span.get_span_context()
+    return bridged(span) if ids.is_valid and span_id == f"{ids.span_id:016x}" else None
 
 
 def _record(trace_id: Any) -> TraceRecord | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import logging
 import warnings
 from typing import Any
@@ -135,6 +137,64 @@ def test_the_request_s_root_as_mlflow_s_current_span(mlflow: MLflow, caplog: pyt
     assert (trace.info.request_preview, trace.info.response_preview) == ('{"asked": 1}', '{"answered": 2}')
     assert [event.name for event in span.events] == ["noted"]
     assert span.attributes["http.response.status_code"] == 200
+
+
+def test_each_look_at_the_root_finds_it(mlflow: MLflow) -> None:
+    """However often MLflow asks what is current where no span of its own is, whoever holds it."""
+
+    def handle() -> None:
+        ids = {mlflow.get_current_active_span().trace_id, mlflow.get_active_trace_id()}
+        for number in range(3):
+            mlflow.update_current_trace(tags={str(number): "set"})
+            mlflow.get_current_active_span().set_attribute(str(number), "set")
+        assert ids == {mlflow.get_active_trace_id()}
+
+    with capture_traces() as traces:
+        ask(asgi(handle))
+        with tracemw.start_span("outside"):
+            handle()
+    for trace in traces:
+        assert all(trace.info.tags[str(number)] == "set" for number in range(3))
+        assert all(root(trace).get_attribute(str(number)) == "set" for number in range(3))
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("how", ["directly", "thread", "task"])
+def test_an_update_after_the_response(mlflow: MLflow, before: bool, how: str) -> None:
+    """It changes the trace as inside, with no span of MLflow's around it, whoever carries the context.
+
+    What is current then has ended: it takes nothing any more, and spans may begin below it.
+    """
+    seen: list[Any] = []
+
+    def later(tags: dict[str, str]) -> None:
+        mlflow.update_current_trace(tags=tags)
+        ended = mlflow.get_current_active_span()
+        ended.set_attribute("too", "late")
+        mlflow.start_span_no_context("below", parent_span=ended).end()
+        seen.append((ended.name, mlflow.get_active_trace_id()))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if before:
+            mlflow.update_current_trace(tags={"early": "yes"})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+        for late in ({"late": "yes"}, {"later": "yes"}):
+            if how == "thread":
+                await asyncio.get_running_loop().run_in_executor(None, contextvars.copy_context().run, later, late)
+            elif how == "task":
+                await asyncio.create_task(asyncio.to_thread(later, late))
+            else:
+                later(late)
+
+    with capture_traces() as traces:
+        ask(tracemw.TraceMiddleware(app))
+    (trace,) = traces
+    tags = trace.info.tags
+    assert (tags["late"], tags["later"], "early" in tags) == ("yes", "yes", before)
+    assert seen == [("GET", trace.info.trace_id)] * 2
+    assert tree(trace) == {"GET": {"below_1": {}, "below_2": {}}}
+    assert root(trace).get_attribute("too") is None
 
 
 def test_refused_as_mlflow_refuses(mlflow: MLflow) -> None:
