@@ -167,6 +167,44 @@ def test_a_refused_write_is_tried_again(caplog: pytest.LogCaptureFixture) -> Non
     pipeline.close()
 
 
+def test_what_waits_for_the_store_is_counted_in_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every span is written, dropped, queued or spooled, and the bound of the spool is one of spans, too."""
+    for name, value in {"SPOOL_LIMIT": 100, "BATCH": 10, "LARGE_BATCH": 10, "RETRY_LIMIT": 0.1}.items():
+        monkeypatch.setattr(writer, name, value)
+    sink = ListSink()
+    sink.refusing = True
+    pipeline = Pipeline(sink, Settings())
+    before = 0
+    for made, spooled in ((80, 80), (130, 100)):
+        for _ in range(made - before):
+            put(pipeline, 1)
+        before = made
+        assert not pipeline.flush(0.5)
+        stats = pipeline.stats()
+        assert (stats["spooled"], stats["dropped"], stats["queued"]) == (spooled, made - spooled, 0)
+    sink.refusing = False
+    assert pipeline.close(10)
+    assert (len(sink.spans), pipeline.stats()["spooled"]) == (100, 0)
+
+
+def test_late_facts_are_bounded_while_the_store_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of traces alone, whose spans are stored, use up no memory without end either."""
+    for name, value in {"SPOOL_LIMIT": 100, "BATCH": 10, "LARGE_BATCH": 10, "RETRY_LIMIT": 0.1}.items():
+        monkeypatch.setattr(writer, name, value)
+    sink = ListSink()
+    pipeline = Pipeline(sink, Settings())
+    records = [put(pipeline, 1) for _ in range(150)]
+    assert pipeline.flush(10)
+    sink.refusing, sink.traces = True, []
+    for record in records:
+        pipeline.put(record, None)
+    assert not pipeline.flush(0.5)
+    assert pipeline.stats()["spooled"] == 0
+    sink.refusing = False
+    assert pipeline.close(10)
+    assert 0 < len(sink.traces) <= 100
+
+
 def test_a_batch_that_can_never_be_stored_costs_only_itself() -> None:
     """What the store refuses for good does not stand in the way of what comes after it."""
 

@@ -42,8 +42,8 @@ LARGE_BATCH: Final = 5000  # of one that is: who falls behind has to work at a l
 SLICE: Final = 16  # items encoded at least before other threads get their turn
 TURNS: Final = 16  # given to them at most while a batch is encoded: each may cost 5 ms beside a busy thread
 RETRY_LIMIT: Final = 5.0  # seconds, the longest pause after a failed write
-SPOOL_BYTES: Final = 64 << 20  # of their text, likewise
-SPOOL_LIMIT: Final = 50_000  # spans kept in memory while they cannot be written
+SPOOL_LIMIT: Final = 50_000  # spans kept in memory while they cannot be written; as many rows of traces
+SPOOL_BYTES: Final = 64 << 20  # of the spans' text, likewise
 WORKER_EXIT: Final = 5.0  # seconds that the end of a worker of `multiprocessing` may wait for the store
 END_WAIT: Final = 1.0  # seconds that closing waits for the thread's end; a write under way ends it later
 RECENT_LIMIT: Final = 10_000  # traces remembered, so that spans ending after their record was freed are known
@@ -95,9 +95,9 @@ class Pipeline:
         self._counts: Counter[str] = Counter()
         self._queue: deque[Any] = deque()
         self._spool: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
-        self._spooled = 0
-        self._spooled_bytes = 0
         self._spooled_spans = 0
+        self._spooled_traces = 0
+        self._spooled_bytes = 0
         # What wakes the writer. Not an event: a signal handler, or a finalizer that the garbage collector runs,
         # may call us while its own thread is in the middle of waking the writer; `SimpleQueue.put` allows that.
         self._calls: SimpleQueue[None] = SimpleQueue()
@@ -158,7 +158,7 @@ class Pipeline:
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was queued before the call is stored; False when it could not be in time."""
-        if self.sink is None or (not self._queue and not self._spooled and self._idle):
+        if self.sink is None or (not self._queue and not self._spool and self._idle):
             return True
         deadline = time.monotonic() + timeout
         while True:
@@ -205,7 +205,7 @@ class Pipeline:
     def stats(self) -> dict[str, int]:
         """Return what this process counted: written, dropped, waiting …"""
         counts = {"written_spans": 0, "written_traces": 0, "dropped": 0, "sampled_out": 0, "retried_writes": 0}
-        return {**counts, **self._counts, "queued": len(self._queue), "spooled": self._spooled}
+        return {**counts, **self._counts, "queued": len(self._queue), "spooled": self._spooled_spans}
 
     # The writer thread.
 
@@ -222,7 +222,7 @@ class Pipeline:
     def _work(self) -> None:
         failed_writes = 0
         while True:
-            if not self._queue and not self._spooled:
+            if not self._queue and not self._spool:
                 self._idle = True
                 if self._closing:
                     return
@@ -365,12 +365,15 @@ class Pipeline:
 
     def _account(self, traces: list[TraceRow], spans: list[SpanRow], sign: int) -> None:
         """Note that rows came to what is kept in memory (1), or left it (-1)."""
-        self._spooled += sign * (len(spans) + len(traces))
         self._spooled_spans += sign * len(spans)
+        self._spooled_traces += sign * len(traces)
         self._spooled_bytes += sign * _size(spans)
 
     def _bound_spool(self) -> None:
-        while self._spool and (self._spooled > SPOOL_LIMIT or self._spooled_bytes > SPOOL_BYTES):
+        # Traces have a bound of their own: one whose facts change after its spans are stored comes without any.
+        while self._spool and (
+            max(self._spooled_spans, self._spooled_traces) > SPOOL_LIMIT or self._spooled_bytes > SPOOL_BYTES
+        ):
             traces, spans = self._spool.popleft()
             self._account(traces, spans, -1)
             self._drop(len(spans), "traces cannot be stored and memory for them is used up")
