@@ -508,6 +508,16 @@ def test_compare(run: Run, path: Path) -> None:
     assert result.exit_code == 2 and "there is '" in result.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="arguments are bytes")
+@pytest.mark.parametrize("option", ["--by", "--baseline", "--where"])
+def test_compare_by_what_is_no_text(path: Path, option: str) -> None:
+    """Bytes of the shell that are no UTF-8 are an error of the command, not a traceback."""
+    command = [sys.executable, "-m", "tracemw", "compare", "--by", "name", "--store", str(path), option]
+    done = subprocess.run([*command, os.fsdecode(b"tags.\xff")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("tracemw: no ") and "Traceback" not in done.stderr
+
+
 def test_compare_many_groups(run: Run, path: Path) -> None:
     """People get the largest groups, programs all of them."""
     with open_store(f"sqlite:///{path}") as store:

@@ -201,6 +201,9 @@ def test_many_groups_find_nothing_in_noise(store: Store) -> None:
         (("regoin",), "did you mean 'region'?"),
         (("flga",), "did you mean 'flag'?"),
         (("tags.x",), "no trace has the tag 'x'"),
+        (("tags.\udcff",), "no stored text contains this character"),
+        (("\udcff",), "no stored text contains this character"),
+        (("a\x00b",), "no stored text contains this character"),
         (("trace.foo",), "unknown field 'foo'"),
         (("timestamp",), "traces cannot be grouped by this field"),
         (("span.name",), "traces cannot be grouped by this field"),
@@ -219,6 +222,15 @@ def test_errors(store: Store, arguments: Any, message: str) -> None:
     with pytest.raises(FilterError) as caught:
         store.compare(*arguments)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("by", ["app_version", "version", "metadata.app_version", "region"])
+def test_a_key_that_is_right_but_nowhere(store: Store, by: str) -> None:
+    """Where traces have no version, the version is no typo: nothing is suggested in its place."""
+    store.write(traces(3), [])
+    with pytest.raises(FilterError) as caught:
+        store.compare(by)
+    assert str(caught.value) == f"no trace has the metadata '{by}'"
 
 
 def test_empty_store(store: Store) -> None:

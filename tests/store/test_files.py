@@ -6,6 +6,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -192,6 +194,45 @@ def test_a_store_of_another_user(shared: Path, closed: str, mode: int, create: b
             open_store(f"sqlite:///{shared}/store.db", create=create)
     assert said in str(caught.value) and "runs as nobody. Run it as root" in str(caught.value)
     assert not caught.value.retry
+
+
+@posix
+def test_a_store_that_its_owner_closed(shared: Path) -> None:
+    """To run as the owner is no advice for the owner."""
+    with ordinary_user():
+        with open_store(f"sqlite:///{shared}/store.db") as store:
+            store.write([trace(1)], [])
+        (shared / "store.db").chmod(0o400)
+        said = str(refusal(f"sqlite:///{shared}/store.db"))
+    assert "runs as this very user. Choose another path" in said and "Run it as" not in said
+
+
+_ON_A_READONLY_DISK = """
+mount -t tmpfs none "$1" && cp store.db "$1" && mount -o remount,ro "$1" || exit 77
+"$2" -c '
+import sys
+from tracemw.errors import StoreError
+from tracemw.store import open_store
+for name in "store.db", "new.db":
+    try:
+        open_store(f"sqlite:///{sys.argv[1]}/{name}")
+    except StoreError as error:
+        print(error)
+' "$1"
+"""
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs mounts of its own")
+def test_a_disk_that_is_mounted_readonly(shared: Path) -> None:
+    """The message says so, also to root, instead of whose the file is."""
+    open_store("sqlite:///store.db").close()
+    arguments = ["unshare", "-m", "sh", "-c", _ON_A_READONLY_DISK, "sh", str(shared), sys.executable]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    if done.returncode in (1, 77):
+        pytest.skip(f"cannot mount here: {done.stderr}")
+    written, made = done.stdout.splitlines()
+    assert "store.db cannot be written: its file system is mounted read-only. Choose a path" in written
+    assert "new.db cannot be made: Read-only file system" in made
 
 
 def test_a_file_that_is_no_database() -> None:

@@ -179,6 +179,28 @@ def test_what_is_no_token(store: Store, token: str) -> None:
         store.search(page_token=token)
 
 
+@pytest.mark.parametrize("token", [5, 1.5, b"abc", True, ["x"]])
+def test_a_token_of_another_type(store: Store, token: Any) -> None:
+    """What is no text is no token either."""
+    with pytest.raises(FilterError, match="leave it out"):
+        store.search(page_token=token)
+
+
+@pytest.mark.parametrize("order", [5, 0, 1.5, True, object()])
+def test_an_order_of_another_type(store: Store, order: Any) -> None:
+    """The message says what an order is."""
+    with pytest.raises(FilterError, match="order_by is a list such as"):
+        store.search(order_by=order)
+
+
+def test_an_order_that_can_be_read_once(store: Store) -> None:
+    """Any iterable of texts is an order, and its pages go on."""
+    store.write([trace(n) for n in range(3)], [])
+    page = store.search(None, iter(["timestamp ASC"]), 2)  # type: ignore[arg-type]
+    assert numbers(page.traces) == [0, 1]
+    assert numbers(store.search(None, ["timestamp ASC"], 2, page.token).traces) == [2]
+
+
 @pytest.mark.parametrize("number", [2**31, 2**63 - 1, 2**63, 10**30])
 def test_pages_of_any_size(store: Store, number: int) -> None:
     """A page larger than any number of traces is all of them."""

@@ -15,7 +15,7 @@ from tracemw.errors import FilterError
 from . import tokens
 from .fields import ATTRIBUTES, Operand, metadata, resolve
 from .filter import Where, compile_filter
-from .grammar import fail, nearest, parse_order
+from .grammar import fail, nearest, parse_order, refuse_unsafe
 from .match import Sql
 from .statistics import holm, proportions_differ, quantile, values_differ, wilson
 
@@ -121,6 +121,7 @@ def _operand(by: str) -> Operand:
         raise FilterError(
             "say what to group by: version, region, route, user, tags.<key>, or a key of the metadata"
         )
+    refuse_unsafe(by)
     try:
         field = parse_order(by)[0].field
     except FilterError:
@@ -230,4 +231,5 @@ def _check_known(reader: Reader, by: str, operand: Operand) -> None:
         raise FilterError(f"no trace has the tag '{key}'")
     keys = [row[0] for row in reader.read(_KEYS)]
     grouped = [name for name, field in ATTRIBUTES.items() if field.kind in _GROUPED and name not in _NOT_GROUPED]
-    raise FilterError(f"no trace has the metadata '{by}'{nearest(by, [*grouped, *keys])}")
+    hint = "" if key in grouped else nearest(by, [*grouped, *keys])  # no typo then: nothing to mean instead
+    raise FilterError(f"no trace has the metadata '{by}'{hint}")

@@ -290,8 +290,8 @@ class Store:
             StoreError: The file cannot be read.
         """
         limit = _limit(max_results)
-        where, order = _where(filter_string), _order(order_by)
-        query = [filter_string, [order_by] if isinstance(order_by, str) else list(order_by or ())]
+        orders = reader.order_texts(order_by)
+        where, order, query = _where(filter_string), _order(orders), [filter_string, orders]
         after = None if page_token is None else reader.place_of(page_token, query, reader.length(order))
         with self._reading() as connection:
             ids, place = reader.page(connection, where, order, limit, after)
@@ -436,9 +436,9 @@ def _where(filter_string: str | None) -> Where | None:
     return compile_filter(filter_string)
 
 
-def _order(order_by: Sequence[str] | None) -> Order | None:
-    if not order_by:
+def _order(orders: Sequence[str]) -> Order | None:
+    if not orders:
         return None
     from .filter import compile_order
 
-    return compile_order(order_by)
+    return compile_order(orders)

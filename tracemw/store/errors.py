@@ -84,12 +84,17 @@ def denied(path: str, what: str) -> StoreError:
     )
     if closed is None:
         return StoreError(f"{path} cannot be {what}: {remedy}")
+    if not reading and _is_mounted_readonly(closed):
+        return StoreError(
+            f"{path} cannot be {what}: its file system is mounted read-only. "
+            "Choose a path on one that can be written, or mount it writable"
+        )
     mode, owner = _owner(closed)
     name = "it" if closed == path else closed
-    return StoreError(
-        f"{path} cannot be {what}: {name} belongs to {owner} (mode {mode}), and this process runs as {_me()}. "
-        f"Run it as {owner}, choose another path, or {remedy}"
-    )
+    said = f"{path} cannot be {what}: {name} belongs to {owner} (mode {mode}), and this process runs as"
+    if owner == _me():
+        return StoreError(f"{said} this very user. Choose another path, or {remedy}")
+    return StoreError(f"{said} {_me()}. Run it as {owner}, choose another path, or {remedy}")
 
 
 def _closed(path: str, wanted: int) -> str | None:
@@ -105,6 +110,10 @@ def _closed(path: str, wanted: int) -> str | None:
             return name
     needed = wanted == os.W_OK or os.path.exists(f"{path}-wal")  # to read a log SQLite keeps an index beside it
     return folder if needed and not os.access(folder, os.W_OK) else None
+
+
+def _is_mounted_readonly(path: str) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _owner(path: str) -> tuple[str, str]:

@@ -234,6 +234,12 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def refuse_unsafe(text: str) -> None:
+    """Raise a `FilterError` for a character that SQLite does not take, and that no stored text has."""
+    if unsafe := _UNSAFE.search(text):
+        fail(text, "no stored text contains this character", Place(unsafe.start(), unsafe.end()))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with the nearest of the known names, or nothing."""
     names = {name.lower(): name for name in known}
@@ -262,8 +268,7 @@ def _parse(text: str, start: str) -> Any:
         raise FilterError(f"the string has {len(text):,} characters; at most {MAX_LENGTH:,} are allowed")
     if not text.strip():
         raise FilterError("the string is blank")
-    if unsafe := _UNSAFE.search(text):
-        fail(text, "no stored text contains this character", Place(unsafe.start(), unsafe.end()))
+    refuse_unsafe(text)
     try:
         return _parser().parse(text, start=start)
     except UnexpectedCharacters as error:

@@ -78,6 +78,21 @@ def source(connection: sqlite3.Connection, where: Where | None) -> tuple[str, st
     return "traces AS t", f"({where.sql})", list(where.params)
 
 
+def order_texts(order_by: Any) -> list[Any]:
+    """Return the texts of an order, which may be one text.
+
+    Raises:
+        FilterError: It is neither a list nor a text.
+    """
+    if order_by is None or isinstance(order_by, str):
+        return [order_by] if order_by else []
+    try:
+        return list(order_by)
+    except TypeError:
+        given = type(order_by).__name__
+        raise FilterError(f"order_by is a list such as ['timestamp DESC', 'name'], not {given}") from None
+
+
 def length(order: Order | None) -> int:
     """Return how many values the place of a page has in this order."""
     return len(_terms(order, KEY))
@@ -155,7 +170,7 @@ def place_of(token: str, query: Sequence[Any], terms: int) -> list[Any]:
             and len(place) == terms
             and all(map(_is_stored, place))
         )
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):  # whatever was given as a token
         known = False
     if not known:
         raise FilterError(
