@@ -15,6 +15,7 @@ import pytest
 from tests.delivery.backends import HttpServer, Mlflow, Proxy, Reader, Reply, Request
 from tests.delivery.rows import fill, span_row, trace_row
 from tests.servers import wait_for
+from tracemw import guard
 from tracemw.pipeline import delivery
 from tracemw.pipeline.delivery import Deliverer, run_deliverer
 from tracemw.pipeline.transport import Connection, Endpoint
@@ -353,6 +354,10 @@ BY_NAME = "/api/2.0/mlflow/experiments/get-by-name"
         ({"/version": Reply(302, headers={"Location": "https://sso"})}, "HTTP 302 to https://sso"),
         ({"/version": Reply(503)}, "HTTP 503"),
         ({"/version": Reply(200, b"3.9.0"), BY_NAME: Reply(200, b"<x>")}, "is no JSON"),
+        ({"/version": Reply(200, b"3.9.0"), BY_NAME: Reply(200, b"{}")}, "has no 'experiment'"),
+        ({"/version": Reply(500, b"starting")}, "HTTP 500 starting"),
+        ({"/version": Reply(200, b"3.9.0"), BY_NAME: Reply(500, b"no database")}, "HTTP 500 no database"),
+        ({"/version": Reply(200, b"3.9.0"), BY_NAME: Reply(400, b"too long")}, "HTTP 400 too long"),
     ],
 )
 def test_what_is_no_server_for_us_is_said(
@@ -365,6 +370,42 @@ def test_what_is_no_server_for_us_is_said(
     fill(store, 3)
     left = run_deliverer(store.url, f"mlflow+{server.url}", once=True, timeout=0.3)
     assert (left.waiting, left.dead, left.delivered) == (3, 0, 0) and message in (left.problem or "")
+
+
+def test_trouble_at_the_first_contact_is_waited_out(
+    store: Store, mlflow_server: Mlflow, experiment: str, proxy: Proxy
+) -> None:
+    """A 500 to the look for the experiment is the server's: no traceback, growing pauses, then all arrives."""
+    proxy.judge = lambda request: Reply(500, b"not ready") if "experiments" in request.path else None
+    write(store, own(0))
+    swallowed = guard.failures().get("Deliverer.step", 0)
+    made = Deliverer(lambda: store, f"mlflow+{proxy.url}?experiment={experiment}")
+    try:
+        assert not made.wait_delivered(1.5)
+        assert "HTTP 500 not ready" in made.stats()["problem"] and len(proxy.seen) <= 10
+        proxy.judge = lambda request: None
+        assert made.wait_delivered(20)
+        assert made.stats()["problem"] is None
+        assert guard.failures().get("Deliverer.step", 0) == swallowed
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/traces", "/api/3.0/mlflow/traces"])
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"\xff\xff\xff", b'{"trace": {"trace_info": {}}}'])
+def test_only_mlflows_own_answer_is_an_acknowledgement(
+    store: Store, deliver: Deliver, reader: Reader, experiment: str, proxy: Proxy, path: str, body: bytes
+) -> None:
+    """A page to log in at comes with status 200, too: what was sent to it waits, and arrives afterwards."""
+    if path == "/v1/traces" and body.startswith(b"{"):
+        pytest.skip("an answer of OTLP")
+    rows = [write(store, own(number)) for number in range(3)]
+    proxy.judge = lambda request: Reply(200, body) if request.path == path else None
+    left = run_deliverer(store.url, f"mlflow+{proxy.url}?experiment={experiment}", once=True, timeout=0.5)
+    assert (left.delivered, left.waiting, left.dead) == (0, 3, 0) and "answers so" in (left.problem or "")
+    proxy.judge = lambda request: None
+    assert deliver(proxy.url) == delivery.Delivered(3, 0, 0, None)
+    assert [len(trace["spans"]) for trace in reader.search(experiment)] == [1] * len(rows)
 
 
 def test_a_file_store_is_refused(store: Store, pretender: Callable[[dict[str, Reply]], HttpServer]) -> None:

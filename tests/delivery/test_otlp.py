@@ -173,8 +173,32 @@ def test_spans_that_a_collector_drops_are_logged(
     assert "not 2 of its spans: too old" in caplog.text
 
 
-@pytest.mark.parametrize("body", [b"{}", b"<html>fine</html>", b""])
+@pytest.mark.parametrize("body", [b"{}", b'{"partialSuccess": null}', b""])
 def test_answers_of_other_kinds_are_fine(collector: Collector, body: bytes) -> None:
     """Not every receiver answers in protobuf."""
     collector.judge = lambda request: Reply(202, body)
     assert send(collector.url) == [None]
+
+
+def test_a_partial_success_in_json_is_told_of(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever it brings for a terminal is harmless in the log."""
+    body = b'{"partialSuccess": {"rejectedSpans": "2", "errorMessage": "too \\u001b[31mold"}}'
+    collector.judge = lambda request: Reply(200, body, {"Content-Type": "application/json"})
+    with caplog.at_level(logging.ERROR, "tracemw"):
+        assert send(collector.url) == [None]
+    assert "not 2 of its spans: too \ufffd[31mold" in caplog.text
+
+
+@pytest.mark.parametrize("body", [b"<html>log in</html>", b"\xff\xff\xff", b"[]", b'{"partialSuccess'])
+def test_what_is_no_answer_of_a_receiver_is_no_acknowledgement(collector: Collector, body: bytes) -> None:
+    """It is somebody's between us and the receiver, who may let us through later: the traces wait."""
+    collector.judge = lambda request: Reply(200, body)
+    with pytest.raises(Unavailable, match="no receiver of OTLP answers so, HTTP 200"):
+        send(collector.url)
+
+
+def test_an_empty_web_page_is_no_acknowledgement(collector: Collector) -> None:
+    """An empty message is one of success, but not as HTML."""
+    collector.judge = lambda request: Reply(200, b"", {"Content-Type": "text/html; charset=utf-8"})
+    with pytest.raises(Unavailable, match="no receiver of OTLP"):
+        send(collector.url)

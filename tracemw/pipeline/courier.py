@@ -15,11 +15,11 @@ from contextlib import closing
 from typing import Final
 
 from tracemw.errors import StoreError, TracemwError
-from tracemw.guard import due
+from tracemw.guard import due, report
 from tracemw.pipeline import target as targets
 from tracemw.pipeline.batches import MAX_TRACES, Destination, Result, pause
 from tracemw.pipeline.lease import Lease
-from tracemw.pipeline.transport import Unavailable, Unfit
+from tracemw.pipeline.transport import Refused, Unavailable, Unfit
 from tracemw.store import Store, StoredTrace
 
 logger = logging.getLogger("tracemw")
@@ -124,6 +124,11 @@ class Courier:
             raise
         except (Unfit, TracemwError) as exc:
             self._trouble(exc, len(traces) - len(results), UNFIT_PAUSE)
+        except Refused as exc:  # not a trace, but what was asked before one was sent
+            self._trouble(exc, len(traces) - len(results), None)
+        except Exception as exc:  # a defect of ours, or an answer that nobody thought of: traces wait, too
+            report("Courier.deliver", exc)
+            self._trouble(exc, len(traces) - len(results), None)
         else:
             self._well()
         for result in results:

@@ -63,8 +63,8 @@ class Mlflow:
 
     def __init__(self, target: Target) -> None:
         self._wants_fast = target.options.get("fidelity") == "fast"
-        self._server = Server(target)
         self._encoder = Encoder()
+        self._server = Server(target, self._encoder)
         self._batches = Batches(self._server.post_spans)
 
     @property
@@ -178,7 +178,8 @@ class Server:
         experiment: Id of the experiment, None before `connect`.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, encoder: Encoder) -> None:
+        self._encoder = encoder
         self.url = target.url
         self.version: tuple[int, ...] = ()
         self.experiment: str | None = None
@@ -193,9 +194,15 @@ class Server:
         """Look at the server's version, and find or make the experiment; return a line about it.
 
         Raises:
-            Unavailable: There is no answer.
+            Unavailable: There is no answer, or one that says it has trouble of its own.
             Unfit: It is too old, is no MLflow server, or lets us not in.
         """
+        try:
+            return self._connect()
+        except Refused as exc:  # there is no trace in this that could be at fault
+            raise (Unfit if exc.final else Unavailable)(str(exc)) from exc
+
+    def _connect(self) -> str:
         found = self._version()
         self.version = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
         if self.version < OLDEST:
@@ -224,15 +231,15 @@ class Server:
             query = urlencode({"experiment_name": name})
             answer = self._connections[0].request("GET", f"{path}get-by-name?{query}")
             if answer.status != 404:
-                found = _json(answer.check(f"looking for the experiment {name!r}"))["experiment"]
+                found = _part(answer.check(f"looking for the experiment {_short(name)}"), "experiment")
                 if found.get("lifecycle_stage") == "deleted":
                     raise Unfit(f"the experiment {name!r} is deleted: restore it, or name another one")
                 return str(found["experiment_id"])
             body = json.dumps({"name": name}).encode()
             answer = self._connections[0].request("POST", f"{path}create", body, _JSON)
             if b"RESOURCE_ALREADY_EXISTS" not in answer.body:  # another process may have been faster
-                return str(_json(answer.check(f"making the experiment {name!r}"))["experiment_id"])
-        raise Unavailable(f"the experiment {name!r} is neither found nor made")
+                return str(_part(answer.check(f"making the experiment {_short(name)}"), "experiment_id"))
+        raise Unavailable(f"the experiment {_short(name)} is neither found nor made")
 
     def post_spans(self, body: bytes) -> None:
         """Post spans of many traces: all are taken, or none."""
@@ -247,7 +254,7 @@ class Server:
             )
         if answer.status == 404:
             raise Unavailable(f"the experiment {self.experiment} is not there: {answer.text}")
-        answer.check("spans")
+        self._encoder.rejected(answer.check("spans"))
 
     def post_facts(self, traces: Sequence[StoredTrace]) -> Iterator[Result]:
         """Post the facts of traces over a few connections; yield results in the order in which they come."""
@@ -299,9 +306,11 @@ class Server:
             answer = connection.request("POST", API, body, _JSON)
             if answer.status == 404 and b"no longer exists" not in answer.body:
                 raise Unavailable(f"the experiment {self.experiment} is not there: {answer.text}")
-            answer.check("the trace's facts")
+            told = _part(answer.check("the trace's facts"), "trace", "trace_info")
+            if not isinstance(told, dict) or told.get("trace_id") != info["trace_id"]:
+                raise Unavailable(f"the trace's facts: no MLflow server answers so: {answer.text[:100]}")
             if self.version < SPANS_IN_STORE:
-                self._put_artifact(connection, trace, _json(answer))
+                self._put_artifact(connection, trace, told)
         except Refused as exc:
             return Result(trace, str(exc), exc.final)
         if b"mlflow.trace.spansLocation" not in answer.body:
@@ -310,7 +319,7 @@ class Server:
 
     def _put_artifact(self, connection: Connection, trace: StoredTrace, told: Any) -> None:
         """Store the spans where servers before 3.6 read them."""
-        found = told["trace"]["trace_info"].get("tags", {}).get("mlflow.artifactLocation", "")
+        found = told.get("tags", {}).get("mlflow.artifactLocation", "")
         location = urlsplit(found)
         if location.scheme != "mlflow-artifacts":
             raise Unfit(
@@ -318,7 +327,8 @@ class Server:
                 "update it to MLflow 3.6 or newer, or start it with --serve-artifacts"
             )
         path = f"/api/2.0/mlflow-artifacts/artifacts/{quote(location.path.strip('/'))}/traces.json"
-        connection.request("PUT", path, facts.artifact(trace), _JSON).check("the spans' artifact")
+        answer = connection.request("PUT", path, facts.artifact(trace), _JSON)
+        _json(answer.check("the spans' artifact"))
 
     def _is_told(self, connection: Connection, info: Mapping[str, Any]) -> bool:
         """True where the service that called ours has told its facts of their common trace: they count."""
@@ -341,10 +351,24 @@ class Server:
 
 
 def _json(answer: Answer) -> Any:
+    """Return what an answer says; a page to log in at, or to accept terms, comes with status 200, too."""
     try:
         return json.loads(answer.body)
-    except ValueError:
-        raise Unfit(f"this is no MLflow server: {answer.text[:100]!r} is no JSON") from None
+    except (ValueError, RecursionError):
+        raise Unavailable(f"no MLflow server answers so: {answer.text[:100]!r} is no JSON") from None
+
+
+def _part(answer: Answer, *names: str) -> Any:
+    found = _json(answer)
+    for name in names:
+        if not isinstance(found, dict) or name not in found:
+            raise Unavailable(f"no MLflow server answers so: {answer.text[:100]!r} has no {name!r}")
+        found = found[name]
+    return found
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:59]}…")
 
 
 def _headers(target: Target) -> dict[str, str]:

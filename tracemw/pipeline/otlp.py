@@ -99,7 +99,7 @@ class Otlp:
         elif self._compression == "deflate":
             body, headers["Content-Encoding"] = zlib.compress(body, 4), "deflate"
         answer = self._connection.request("POST", self._path, body, headers).check("spans")
-        rejected, why = self._encoder.rejected(answer.body)
+        rejected, why = self._encoder.rejected(answer)
         if rejected and due("otlp rejected"):
             logger.error("%s took a request but not %d of its spans: %s", self._url, rejected, why or "no reason")
 

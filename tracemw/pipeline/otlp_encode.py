@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from tracemw.errors import TracemwError
+from tracemw.pipeline.transport import Answer, Unavailable, printable
 from tracemw.store.rows import SpanRow
 
 Attributes = Mapping[str, Any]
@@ -102,14 +103,24 @@ class Encoder:
         encoded: bytes = request.SerializeToString()
         return encoded
 
-    def rejected(self, answer: bytes) -> tuple[int, str]:
-        """Return how many spans a collector says it did not keep, and why."""
+    def rejected(self, answer: Answer) -> tuple[int, str]:
+        """Return how many spans a receiver says it did not keep, and why.
+
+        Raises:
+            Unavailable: No receiver of OTLP says this, but somebody between us and it: a page to log in at has
+                status 200, too.
+        """
         response = self._response()
+        body = answer.body.strip()
         try:
-            response.ParseFromString(answer)
-        except Exception:  # many send an empty or a JSON body instead
-            return 0, ""
-        return response.partial_success.rejected_spans, response.partial_success.error_message
+            if body.startswith(b"{"):  # as JSON, which MLflow 3.4 calls protobuf
+                return _rejected_of(json.loads(body))
+            if "html" not in answer.header("Content-Type").lower():
+                response.ParseFromString(answer.body)
+                return response.partial_success.rejected_spans, printable(response.partial_success.error_message)
+        except Exception:  # protobuf's own, or that of whoever made its parser
+            pass
+        raise Unavailable(f"spans: no receiver of OTLP answers so, HTTP {answer.status} {answer.text[:100]}")
 
     def _span(self, message: Any, span: SpanRow, attributes: Attributes, status: str) -> None:
         message.trace_id = _id(span.trace_id, 16)
@@ -159,6 +170,11 @@ class Encoder:
             message.kvlist_value.SetInParent()
             for key, item in value.items():
                 self._set(message.kvlist_value.values.add(key=clean(key)).value, item, depth + 1)
+
+
+def _rejected_of(answer: dict[str, Any]) -> tuple[int, str]:
+    found = answer.get("partialSuccess") or {}
+    return int(found.get("rejectedSpans") or 0), printable(str(found.get("errorMessage") or ""))
 
 
 def _id(text: str, size: int) -> bytes:

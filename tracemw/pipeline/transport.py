@@ -69,12 +69,16 @@ class Answer:
     @property
     def text(self) -> str:
         """The body as text, shortened, on one line."""
-        words = " ".join(self.body[: 4 * WORDS].decode("utf-8", "replace").split())
+        words = printable(self.body[: 4 * WORDS].decode("utf-8", "replace"))
         return words if len(words) <= WORDS else words[: WORDS - 1] + "…"
+
+    def header(self, name: str) -> str:
+        """Return the value of a header, empty where there is none."""
+        return next((value for one, value in self.headers.items() if one.lower() == name.lower()), "").strip()
 
     def retry_after(self) -> float | None:
         """Seconds to wait, as the header Retry-After says (a number or a date)."""
-        value = next((value for name, value in self.headers.items() if name.lower() == "retry-after"), "").strip()
+        value = self.header("Retry-After")
         try:
             seconds = float(value) if value.replace(".", "", 1).isdigit() else _until(value)
         except (ValueError, TypeError, OverflowError):
@@ -94,7 +98,7 @@ class Answer:
         """
         if 200 <= self.status < 300:
             return self
-        there = f" to {self.headers['Location']}" if "Location" in self.headers else ""
+        there = f" to {printable(self.headers['Location'])}" if "Location" in self.headers else ""
         reason = f"{what}: HTTP {self.status}{there} {self.text}".rstrip()
         if self.status in TRY_LATER:
             raise Unavailable(reason, self.retry_after())
@@ -102,6 +106,11 @@ class Answer:
             raise Unfit(reason)
         final = self.status < 500 and self.status not in (409, 422)
         raise Refused(reason, final=final, too_large=self.status == 413)
+
+
+def printable(text: str) -> str:
+    """Return text on one line, without what a terminal takes for a command: it goes to logs."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
 def _until(date: str) -> float:
