@@ -21,7 +21,7 @@ from tracemw._mlflow_internals import find
 from tracemw.capture import dumps
 from tracemw.failure import MESSAGE, TYPE, last_recorded, outcome_of, record_exception
 from tracemw.guard import due, guarded, logger, report
-from tracemw.record import TraceRecord, record_of
+from tracemw.record import TraceRecord, kept, record_of
 from tracemw.runtime import encoded, encoded_attribute, runtime
 from tracemw.scope import INPUTS, OUTCOME, OUTPUTS, SPAN_TYPE, Scope
 from tracemw.streams import CHUNK_EVENT, CHUNK_VALUE, EVENT_LIMIT, EVENT_VALUE, tell
@@ -318,6 +318,7 @@ def record_on(span: Any) -> TraceRecord | None:
 
 def bridged(span: Any, trace_id: Any = None, span_type: str | None = None) -> Any:
     """Return MLflow's view of an OpenTelemetry span; stands for MLflow's `create_mlflow_span`."""
+    span = kept(span)
     if not getattr(span, "is_recording", bool)():
         return EndedSpan(span) if getattr(span, "end_time", None) else NoOpSpan()
     found = live.get(f"{_span_id(span):016x}")

@@ -34,6 +34,8 @@ SESSION_METADATA: Final = "mlflow.trace.session"
 USER_METADATA: Final = "mlflow.trace.user"
 MODEL_METADATA: Final = "mlflow.modelId"
 
+KEPT: Final = "_tracemw_kept"  # on a span that is not kept: the one above it that is
+
 LATE: Final = 1  # of `TraceRecord.late`
 LATE_FAILED: Final = 2
 
@@ -230,6 +232,11 @@ def forget_span(record: TraceRecord, span_id: int) -> None:
     """Forget a span that has ended; the root is known as long as the record is."""
     if span_id != record.root_span_id:
         _others.pop((record.trace_id, span_id), None)
+
+
+def kept(span: Any) -> Any:
+    """Return the span, or the nearest one above it that is kept."""
+    return getattr(span, KEPT, span)
 
 
 def with_record(context: Context, record: TraceRecord) -> Context:

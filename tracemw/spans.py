@@ -15,7 +15,7 @@ from tracemw import scope as scopes
 from tracemw.decorator import trace
 from tracemw.guard import guarded, report
 from tracemw.livespan import LiveSpan, NoOpSpan, log_level, otel_link
-from tracemw.record import TraceRecord, current_record, record_of, with_record
+from tracemw.record import TraceRecord, current_record, kept, record_of, with_record
 from tracemw.runtime import encoded, encoded_attribute
 from tracemw.scope import DESCRIPTION, INPUTS, LOG_LEVEL, SPAN_TYPE, Scope, begin_trace
 
@@ -177,9 +177,12 @@ def context_of(span: LiveSpan) -> Context:
 
 
 def get_current_active_span() -> LiveSpan | None:
-    """Return the span that is current here, whoever made it; None where there is none that is recorded."""
+    """Return the span that is current here, whoever made it; None where there is none that is recorded.
+
+    Below a framework's inner span, which is not kept (FastAPI's `fastapi.endpoint`), it is the one above that.
+    """
     context = otel_context.get_current()
-    span = trace_api.get_current_span(context)
+    span = kept(trace_api.get_current_span(context))
     if not span.is_recording():
         return None
     record = record_in(context, span)

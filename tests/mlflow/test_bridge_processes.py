@@ -283,6 +283,45 @@ def test_a_root_of_fastapi_s_own(unbridged: MLflow, tmp_path: Path) -> None:
     assert trace.row.tags["name"] == "7"
 
 
+CURRENT = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from tests.request.drive import ask, http_scope
+
+trace.set_tracer_provider(TracerProvider())
+
+from fastapi import FastAPI
+
+app = FastAPI()
+app.add_middleware(tracemw.TraceMiddleware)
+api = mlflow if "bridge" in sys.argv else tracemw
+
+@app.get("/")
+async def handler():
+    with trace.get_tracer("fastapi").start_as_current_span("fastapi.endpoint"):  # as its newer versions do
+        current = api.get_current_active_span()
+        current.set_attribute("key", "value")
+        api.get_current_active_span().set_inputs({"asked": 1})
+        with trace.get_tracer("app").start_as_current_span("own"):
+            api.get_current_active_span().set_attribute("key", "of its own")
+    print(current.name)
+
+ask(app)
+"""
+
+
+@pytest.mark.parametrize("way", ["bridge", "ours"])
+def test_a_framework_s_inner_span_is_not_the_current_one(unbridged: MLflow, tmp_path: Path, way: str) -> None:
+    """What a handler sets on the current span is stored, on the nearest span above that is kept."""
+    pytest.importorskip("fastapi")
+    printed = run(CURRENT, tmp_path / "t.db", way, PYTHONPATH=str(Path(__file__).parents[2]))
+    (trace,) = stored(tmp_path / "t.db")
+    spans = {span.name: json.loads(span.attributes) for span in trace.spans}
+    assert spans.keys() == {"GET /", "own"} and printed.strip().startswith("GET")
+    assert (spans["GET /"]["key"], json.loads(spans["GET /"]["mlflow.spanInputs"])) == ("value", {"asked": 1})
+    assert spans["own"]["key"] == "of its own"
+
+
 ALONE = """
 import json
 from mlflow.tracing import provider, trace_manager

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry import trace as trace_api
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
 from tracemw import record as records
 from tracemw.guard import guarded
 from tracemw.pipeline import current, installed
-from tracemw.record import LATE, LATE_FAILED, TraceRecord, current_record, record_of
+from tracemw.record import KEPT, LATE, LATE_FAILED, TraceRecord, current_record, kept, record_of
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -85,6 +86,9 @@ class TraceProcessor(SpanProcessor):
         if record.dropped_spans is None:
             record.dropped_spans = {}
         record.dropped_spans[span.context.span_id] = span.parent.span_id if span.parent else None
+        above = trace_api.get_current_span(parent_context)
+        if span.parent is not None and above.is_recording():
+            setattr(span, KEPT, kept(above))  # what code says of the current span, it says of that one
 
     @guarded()
     def _note(self, span: Span, parent_context: Context | None) -> None:
