@@ -68,6 +68,7 @@ class RequestTrace:
         ended: The root has ended.
         gone_at: When the whole response had been sent (by `perf_counter_ns`), 0 before.
         size: Bytes of the body that were sent.
+        chunks: In how many parts.
         noted: An exception that left a part of the application.
         failure: Why the request counts as failed, though there was no exception and no status that says so.
         claimed_user: The user as the header has it.
@@ -92,8 +93,7 @@ class RequestTrace:
     _timer: Any = None
     _turn = 0  # of the event loop, when the response had been sent
     _first_byte = 0
-    _chunks = 0
-    size = 0
+    chunks = size = 0
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class RequestTrace:
         """Take note of a part of the body."""
         if not self._first_byte:
             self._first_byte = perf_counter_ns()
-        self._chunks += 1
+        self.chunks += 1
         self.size += size
 
     @guarded()
@@ -191,7 +191,8 @@ class RequestTrace:
     @guarded()
     def exhausted(self) -> None:
         """Take note that there is no more of the response to come, and end the root."""
-        self._complete()
+        if self.status is not None:  # else there was none
+            self._complete()
         self._end()
 
     def _complete(self) -> None:
@@ -354,9 +355,12 @@ class RequestTrace:
         record.name = self._method if route is None else f"{self._method} {route}"
         if self.status is not None:
             attributes["http.response.status_code"] = self.status
+        elif record.error and isinstance(self._exception, Exception) and self._method != "WS":
+            if self.mode != "adopted":  # servers answer so; whoever answers further in tells it afterwards
+                attributes["http.response.status_code"] = 500
         if self._first_byte:
             attributes["tracemw.ttfb_ms"] = round((self._first_byte - self._started) / 1e6, 3)
-            attributes["tracemw.chunks"] = self._chunks
+            attributes["tracemw.chunks"] = self.chunks
             attributes["http.response.body.size"] = self.size
         if self.request_body is not None:
             attributes.update(self.request_body.attributes(REQUEST))

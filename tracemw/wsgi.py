@@ -141,8 +141,7 @@ class _Response:
         try:
             body = self.inside(self._call, app, environ, start_response)
         except BaseException as exc:
-            request.left(exc)
-            request.end()
+            self.failed(exc)
             raise
         wrapped = self._wrap(body, environ)
         if wrapped is None:  # what becomes of it cannot be seen
@@ -250,6 +249,18 @@ class _Response:
             request.exhausted()
 
     @guarded()
+    def failed(self, exc: BaseException) -> None:
+        """Take note of an exception that left the application, and end the root.
+
+        A server keeps the headers until the first part of the body (PEP 3333), and answers by itself here.
+        """
+        request = self.request
+        if isinstance(exc, Exception) and not (request.chunks or request.ended):
+            request.status = None
+        request.left(exc)
+        request.end()
+
+    @guarded()
     def _wrap(self, body: Any, environ: Environ) -> Iterable[bytes] | None:
         if self._is_file(body, environ.get("wsgi.file_wrapper")):
             return self._wrap_file(body)
@@ -329,8 +340,7 @@ class _Body:
             response.request.exhausted()
             raise
         except BaseException as exc:
-            response.request.left(exc)
-            response.request.end()
+            response.failed(exc)
             raise
         response.sent(part)
         return part

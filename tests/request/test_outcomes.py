@@ -478,7 +478,7 @@ def test_an_exception_that_the_application_has_recorded() -> None:
 
     with capture_traces() as traces, pytest.raises(ValueError):
         ask(tracemw.TraceMiddleware(app))
-    assert outcome(traces) == (None, "ERROR", "error", "ValueError", ["boom"])
+    assert outcome(traces) == (500, "ERROR", "error", "ValueError", ["boom"])
 
 
 class Mute(Exception):

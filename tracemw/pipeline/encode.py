@@ -19,6 +19,7 @@ from tracemw.store.rows import SpanRow, TraceRow
 SPAN_TYPE: Final = "mlflow.spanType"
 REQUEST_ID: Final = "mlflow.traceRequestId"  # told by the ids
 MLFLOW_SCOPE: Final = "mlflow.tracing.provider"  # of spans of MLflow's API: each attribute is JSON text
+MAX_URL: Final = 8192  # characters of a path and of a query string that are stored
 NO_ERRORS: Final = frozenset({"disconnected", "cancelled", "interrupted"})
 
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str).encode
@@ -81,7 +82,10 @@ def _native(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _redact(attributes: dict[str, Any], redactor: Redactor) -> None:
-    """Mask what looks secret in the query string and in the copies of bodies."""
+    """Cut path and query string, and mask what looks secret in the latter and in the copies of bodies."""
+    for name in ("url.path", "url.query"):
+        if isinstance(value := attributes.get(name), str) and len(value) > MAX_URL:
+            attributes[name] = value[:MAX_URL]
     if "url.query" in attributes:
         attributes["url.query"] = redact_text(attributes["url.query"], redactor)
     for name in (REQUEST, RESPONSE):
