@@ -170,6 +170,30 @@ def test_fifty_wild_traces_among_fifty_plain_ones(
     assert "\0" not in json.dumps(found) and all(len(trace["metadata"]) >= 3 for trace in changed)
 
 
+def test_attributes_that_the_server_cannot_read_cost_no_trace(
+    store: Store, deliver: Deliver, reader: Reader, experiment: str
+) -> None:
+    """A cost that is no dictionary, a session's over-long name: they arrive as text under other names, or cut."""
+    bad: list[tuple[str, Any]] = [
+        ("mlflow.llm.cost", 1.5), ("mlflow.llm.cost", "free"), ("mlflow.llm.cost", [1]),
+        ("openinference.span.kind", ["LLM"]), ("gen_ai.operation.name", {"a": 1}), ("mlflow.spanType", ["x"]),
+        ("mlflow.spanType", '"[1]"'), ("mlflow.chat.tokenUsage", {"input_tokens": "x", "output_tokens": None}),
+        ("session.id", "s" * 400), ("gen_ai.conversation.id", "s" * 400), ("user.id", "s" * 400),
+    ]  # fmt: skip
+    more = {"mlflow.spanInputs": '{"q": 1}', "http.route": "/x"}
+    for number in range(33):
+        key, value = bad[number % len(bad)]
+        row = own(number, session_id=None, user_id=None)
+        write(store, row, span_row(row, 1, attributes={**more, key: value}))
+    assert deliver() == delivery.Delivered(33, 0, 0, None)
+    found = reader.search(experiment)
+    spans = [span for trace in found for span in trace["spans"]]
+    assert len(found) == len(spans) == 33
+    assert all(span["inputs"] == {"q": 1} and span["attributes"]["http.route"] == "/x" for span in spans)
+    said = {str(span["attributes"].get("tracemw.refused.mlflow.llm.cost")) for span in spans}
+    assert said <= {"None", "1.5", "free", "[1]"}  # older servers take some of them
+
+
 def test_ten_refused_of_two_hundred(
     store: Store, deliver: Deliver, reader: Reader, experiment: str, proxy: Proxy
 ) -> None:

@@ -78,10 +78,14 @@ class Batches:
 
     Args:
         post: Sends one body; raises Refused, Unavailable or Unfit.
+        plainer: Encodes a trace that was refused for its content once more, without what may be at fault.
     """
 
-    def __init__(self, post: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, post: Callable[[bytes], None], plainer: Callable[[StoredTrace], bytes] | None = None
+    ) -> None:
         self._post = post
+        self._plainer = plainer
         self._max_bytes = MAX_BYTES
         self._refusals = 0  # in a row
 
@@ -117,7 +121,7 @@ class Batches:
             if exc.too_large:
                 self._max_bytes = max(64 << 10, sum(len(item.body) for item in batch) // 2)
             if len(batch) == 1:
-                yield batch, exc
+                yield batch, self._send_plainer(batch[0], exc)
                 return
         else:
             self._refusals = 0
@@ -126,6 +130,20 @@ class Batches:
         middle = len(batch) // 2
         yield from self._send(batch[:middle])
         yield from self._send(batch[middle:])
+
+    def _send_plainer(self, item: Encoded, refusal: Refused) -> Refused | None:
+        """Return None if the trace was taken when it was plainer, else why it was not as it is."""
+        if self._plainer is None or not refusal.content:
+            return refusal
+        body = self._plainer(item.trace)
+        if body == item.body:
+            return refusal
+        try:
+            self._post(body)
+        except Refused:
+            return refusal
+        self._refusals = 0
+        return None
 
 
 def pause(failures: int, longest: float = LONGEST_PAUSE) -> float:

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from queue import SimpleQueue
 from typing import Any, Final
@@ -65,7 +66,7 @@ class Mlflow:
         self._wants_fast = target.options.get("fidelity") == "fast"
         self._encoder = Encoder()
         self._server = Server(target, self._encoder)
-        self._batches = Batches(self._server.post_spans)
+        self._batches = Batches(self._server.post_spans, partial(self._encode, plainer=True))
 
     @property
     def fast(self) -> bool:
@@ -139,7 +140,7 @@ class Mlflow:
             except (ValueError, TypeError, KeyError, AttributeError) as exc:
                 yield Result(trace, f"it cannot be encoded: {exc!r}", final=True)
 
-    def _encode(self, trace: StoredTrace) -> bytes:
+    def _encode(self, trace: StoredTrace, plainer: bool = False) -> bytes:
         row, spans = trace.row, trace.spans
         common = facts.on_every_span(row)
         decode = self._server.version < JSON_TEXT
@@ -147,6 +148,8 @@ class Mlflow:
         def attributes_of(span: SpanRow) -> dict[str, Any]:
             shown = {} if self.fast else facts.shown_of_the_request(row, span)
             found = facts.span_attributes(span, shown, decode=decode)
+            if plainer:
+                found = facts.unread(found)
             if self.fast and span.span_id == row.root_span_id:
                 found = {**facts.on_the_root(row), **found}
             return {**found, **common}

@@ -26,6 +26,7 @@ MAX_METADATA: Final = 8000
 MAX_TAG: Final = 4096
 MAX_SPAN_TYPE: Final = 500
 
+REFUSED: Final = "tracemw.refused."  # before the name of an attribute that the server would not take
 REQUEST_ID: Final = "tracemw.client_request_id"
 CUT_OFF: Final = frozenset({"disconnected", "cancelled"})  # the state says the rest
 NAME_TAG: Final = "mlflow.traceName"
@@ -34,6 +35,13 @@ SERVER_TAGS: Final = frozenset({"mlflow.artifactLocation", "mlflow.trace.spansLo
 _METADATA_ONLY: Final = frozenset(
     {"mlflow.trace_schema.version", "mlflow.trace.session", "mlflow.trace.user", "mlflow.source.name"}
     | {"mlflow.source.type", "mlflow.source.git.branch", "mlflow.source.git.repoURL"}
+)
+_IDENTITIES: Final = ("session.id", "gen_ai.conversation.id", "user.id")
+_OURS: Final = frozenset({"mlflow.spanInputs", "mlflow.spanOutputs"})
+# Nobody makes more of these than what they are. (The other list, of what MLflow reads of a dozen conventions, grows.)
+_PLAIN: Final = (
+    ("http.", "url.", "server.", "client.", "network.", "user_agent.", "code.", "error.", "exception.")
+    + ("db.", "rpc.", "messaging.", "tracemw.")
 )
 _JSON_STARTS: Final = ("{", "[", '"')  # of text that a server would decode, and store as something else
 _NO_TAG_NAME: Final = re.compile(r"[^/\w.\- :]")
@@ -156,9 +164,30 @@ def span_attributes(
         if isinstance(value, str):
             text = clean_json(value) if value[:1] in _JSON_STARTS else value
             found[key] = _decoded(text, decode) if key.startswith("mlflow.") else text
+    for key in _IDENTITIES:
+        if isinstance(found.get(key), str):
+            found[key] = cut_identity(found[key])
     span_type = found.get("mlflow.spanType")
     if isinstance(span_type, str):
         found["mlflow.spanType"] = cut(span_type, MAX_SPAN_TYPE)
+    return found
+
+
+def unread(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes with those that a server may read as text under names that it does not.
+
+    It refuses a trace for a cost that is no dictionary, and for much else, each version for other things.
+    """
+    found = {}
+    for key, value in attributes.items():
+        if key == "mlflow.spanType":
+            read = not isinstance(value, str) or value.startswith(_JSON_STARTS)
+        else:
+            read = key not in _OURS and not key.startswith(_PLAIN)
+        if read:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            key, value = f"{REFUSED}{key}", verbatim(clean(text))
+        found[key] = value
     return found
 
 

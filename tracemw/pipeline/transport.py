@@ -50,10 +50,12 @@ class Refused(Exception):
     Attributes:
         final: It would refuse it again; otherwise it may have been the back end's own trouble.
         too_large: A smaller request may be taken.
+        content: It may be about the content of what was brought.
     """
 
-    def __init__(self, reason: str, *, final: bool, too_large: bool = False) -> None:
+    def __init__(self, reason: str, *, final: bool, too_large: bool = False, content: bool = False) -> None:
         super().__init__(reason)
+        self.content = content
         self.final = final
         self.too_large = too_large
 
@@ -105,7 +107,8 @@ class Answer:
         if self.status in NOT_FOR_US or self.status < 400:
             raise Unfit(reason)
         final = self.status < 500 and self.status not in (409, 422)
-        raise Refused(reason, final=final, too_large=self.status == 413)
+        content = self.status in (400, 422)
+        raise Refused(reason, final=final, too_large=self.status == 413, content=content)
 
 
 def printable(text: str) -> str:
