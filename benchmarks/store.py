@@ -212,6 +212,26 @@ QUESTIONS: list[tuple[str, str | None, str, float | None]] = [
     ("slower than 2 s", "execution_time > 2s", "duration_ns > 2000000000", None),
     ("last hour, one version", "timestamp > {hour} AND metadata.app_version = '1.7.0'",
      f"start_ns > {END - 3600 * SECOND} AND {key('app_version')} = '1.7.0'", None),
+    # What no index answers: every trace or span is read, unless another condition narrows it (docs/searching.md).
+    ("absent attribute of a span", "span.attributes.model = 'remote'",
+     "trace_id IN (SELECT trace_id FROM spans WHERE json_extract(attributes, '$.model') = 'remote')", None),
+    ("the same, last hour", "timestamp > {hour} AND span.attributes.model = 'remote'",
+     f"start_ns > {END - 3600 * SECOND} AND trace_id IN"
+     " (SELECT trace_id FROM spans WHERE json_extract(attributes, '$.model') = 'remote')", None),
+    ("the same, one user", "user = 'u-77' AND span.attributes.model = 'remote'",
+     "user_id = 'u-77' AND trace_id IN"
+     " (SELECT trace_id FROM spans WHERE json_extract(attributes, '$.model') = 'remote')", None),
+    ("absent status of a span", "span.status = 'UNSET'",
+     "trace_id IN (SELECT trace_id FROM spans WHERE status = 'UNSET' AND instr(attributes, 'tracemw.outcome'))",
+     None),
+    ("absent duration of a span", "span.execution_time = 99999999",
+     "trace_id IN (SELECT trace_id FROM spans WHERE end_ns - start_ns >= 99999999000000)", None),
+    ("absent text", "text CONTAINS 'zzzz'",
+     "trace_id IN (SELECT trace_id FROM spans WHERE attributes LIKE '%zzzz%')", None),
+    ("absent request", "request = 'nothing'", "request_preview = 'nothing'", None),
+    ("absent prompt", "prompt = 'a/1'", "json_extract(tags, '$.\"mlflow.linkedPrompts\"') IS NOT NULL", None),
+    ("absent end", "end_time = 5", "(start_ns + duration_ns) / 1000000 = 5", None),
+    ("absent duration", "execution_time = 99999999", "duration_ns / 1000000 = 99999999", None),
     ("not, or, in", "NOT state = 'OK' AND (metadata.region IN ('eu', 'us') OR tags.team = 'chat')",
      f"state <> 'OK' AND ({key('region')} IN ('eu', 'us') OR json_extract(tags, '$.team') = 'chat')", None),
 ]  # fmt: skip

@@ -179,6 +179,35 @@ def test_what_is_no_token(store: Store, token: str) -> None:
         store.search(page_token=token)
 
 
+def steps(store: Store, filter_string: str) -> int:
+    """Return how many instructions SQLite takes for a search, in tens."""
+    taken = 0
+
+    def step() -> int:
+        nonlocal taken
+        taken += 1
+        return 0
+
+    with store._pool.connection() as connection:  # the only one of a store in memory
+        connection.set_progress_handler(step, 10)
+    assert not store.search(filter_string, include_spans=False).traces
+    with store._pool.connection() as connection:
+        connection.set_progress_handler(None, 0)
+    return taken
+
+
+@pytest.mark.parametrize(
+    "slow", ["span.attributes.k = 'x'", "span.status = 'UNSET'", "prompt = 'a/1'", "end_time = 5"]
+)
+@pytest.mark.parametrize("narrow", ["user = 'u-7'", f"timestamp < {START // MS + 5}"])
+def test_what_narrows_a_search_comes_first(store: Store, slow: str, narrow: str) -> None:
+    """A condition that reads every trace or span reads only those that an index or a time leaves."""
+    store.write([trace(n, user_id=f"u-{n}") for n in range(1000)], [span(n) for n in range(1000)])
+    alone = steps(store, slow)
+    assert 0 < steps(store, f"{slow} AND {narrow}") < alone / 10
+    assert 0 < steps(store, f"{narrow} AND {slow}") < alone / 10
+
+
 @pytest.mark.parametrize("token", [5, 1.5, b"abc", True, ["x"]])
 def test_a_token_of_another_type(store: Store, token: Any) -> None:
     """What is no text is no token either."""
