@@ -74,6 +74,7 @@ def test_a_trace_arrives_as_it_was(store: Store, deliver: Deliver, reader: Reade
     assert (root["name"], root["parent_id"], root["status"], root["message"]) == (
         "POST /chat", None, "ERROR", "ValueError: boom",
     )  # fmt: skip
+    assert root["type"] == "UNKNOWN"  # as MLflow's own roots have it
     assert root["events"] == [{"name": "exception", "attributes": exception}]
     assert [(span["name"], span["type"], span["status"]) for span in (llm, tool)] == [
         ("answer", "LLM", "OK"), ("answer", "TOOL", "OK"),

@@ -147,6 +147,7 @@ class Mlflow:
 
         def attributes_of(span: SpanRow) -> dict[str, Any]:
             shown = {} if self.fast else facts.shown_of_the_request(row, span)
+            shown = {**facts.type_of_the_root(row, span), **shown}
             found = facts.span_attributes(span, shown, decode=decode)
             if plainer:
                 found = facts.unread(found)

@@ -135,6 +135,14 @@ def shown_of_the_request(row: TraceRow, span: SpanRow) -> dict[str, str]:
     return {attribute: _as_json(preview) for attribute, preview in previews.items() if preview}
 
 
+def type_of_the_root(row: TraceRow, span: SpanRow) -> dict[str, str]:
+    """Return the type that MLflow's own roots have where nobody has named one; without it, its client says None.
+
+    Others that have none are OpenTelemetry's: of those the server finds out a type by itself.
+    """
+    return {"mlflow.spanType": "UNKNOWN"} if span.span_id == row.root_span_id else {}
+
+
 def _as_json(preview: str) -> str:
     if preview.startswith(_JSON_STARTS):
         try:
@@ -205,7 +213,7 @@ def artifact(trace: StoredTrace) -> bytes:
     common = on_every_span(trace.row)
     spans = []
     for span in trace.spans:
-        shown = shown_of_the_request(trace.row, span)
+        shown = {**type_of_the_root(trace.row, span), **shown_of_the_request(trace.row, span)}
         found = {**span_attributes(span, shown), **common, "mlflow.traceRequestId": f"tr-{span.trace_id}"}
         status = status_of(span)
         spans.append(
