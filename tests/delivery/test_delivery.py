@@ -129,7 +129,10 @@ def test_who_is_not_let_in_waits(store: Store, collector: Collector, deliverer: 
     fill(store, 20)
     made = deliverer(collector.url)
     assert not made.wait_delivered(0.5)
-    assert made.stats()["problem"] == "spans: HTTP 401 who are you?"
+    assert made.stats()["problem"] == (
+        "spans: HTTP 401 who are you?"
+        " (set who we are in the URL's user and password, or OTEL_EXPORTER_OTLP_HEADERS)"
+    )
     assert (made.stats()["waiting"], made.stats()["dead"]) == (20, 0)
     collector.judge = lambda request: None
     assert made.wait_delivered(10)
@@ -355,7 +358,8 @@ def test_a_destination_can_be_checked(collector: Collector) -> None:
     assert delivery.check(f"otlp+{collector.url}") == (True, f"an OTLP receiver at {collector.url}")
     assert collector.spans == []
     collector.judge = lambda request: Reply(403)
-    assert delivery.check(f"otlp+{collector.url}") == (False, "spans: HTTP 403")
+    ok, text = delivery.check(f"otlp+{collector.url}")
+    assert not ok and text.startswith("spans: HTTP 403 (set who we are in ")
     collector.off()
     assert not delivery.check(f"otlp+{collector.url}")[0]
 

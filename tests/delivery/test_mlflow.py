@@ -453,6 +453,7 @@ def test_a_file_store_is_refused(store: Store, pretender: Callable[[dict[str, Re
     [
         ({"USERNAME": "u", "PASSWORD": "p"}, "", "Basic dTpw"),
         ({"TOKEN": "t"}, "", "Bearer t"),
+        ({"TOKEN": " t\n"}, "", "Bearer t"),
         ({"TOKEN": "t", "USERNAME": "u", "PASSWORD": "p"}, "", "Basic dTpw"),
         ({"TOKEN": "t"}, "u:p@", "Basic dTpw"),
         ({}, "", None),

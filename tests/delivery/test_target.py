@@ -35,7 +35,7 @@ def test_what_a_url_means(destination: str, target: Target) -> None:
         ("mlflow+http://host?experimnt=x", "unknown option .experimnt.; did you mean .experiment."),
         ("mlflow+http://host?zzz=x", "unknown option .zzz.; known are: experiment, fidelity"),
         ("mlflow+http://host?fidelity=best", "fidelity must be full or fast"),
-        ("mlflow+http://host?experiment=", "experiment must be"),
+        ("mlflow+http://host?experiment=", "experiment must be a name, or be left out"),
         ("otlp+http://host?experiment=x", "this destination has none"),
         ("otlp+http://", "and a host"),
         ("otlp+grpc://host", "begins with"),

@@ -21,6 +21,7 @@ from tracemw.pipeline.transport import (
     Refused,
     Unavailable,
     Unfit,
+    tls,
 )
 
 
@@ -104,6 +105,64 @@ def test_a_silent_server_is_given_up() -> None:
         with pytest.raises(Unavailable, match="no answer in time"):
             Connection(Endpoint(url, timeout=0.2)).request("GET", "/")
         assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_an_answer_that_comes_too_slowly_is_given_up(start: bytes) -> None:
+    """The timeout bounds all of it, not each byte."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            peer, _ = listening.accept()
+            with peer:
+                peer.recv(65536)
+                try:
+                    peer.sendall(start)
+                    while True:
+                        peer.sendall(b"x")
+                        time.sleep(0.05)
+                except OSError:
+                    pass
+
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="no answer in time"):
+            Connection(Endpoint(url, timeout=0.5)).request("GET", "/")
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("Authorization", "Bearer se\ncret"), ("X-A", "\u20accret"), ("\xe9", "secret")]
+)
+def test_what_is_no_header_is_said_without_its_value(echo: Echo, name: str, value: str) -> None:
+    """It may be a password; the message says which header, and where it is set."""
+    connection = Connection(Endpoint(echo.url, {name: value}, credentials="A_VARIABLE"))
+    with pytest.raises(Unfit, match=f"the header '{name}' cannot be sent.* look at A_VARIABLE") as caught:
+        connection.request("GET", "/")
+    assert "cret" not in str(caught.value) and not echo.seen
+    connection.close()
+
+
+def test_a_refused_log_in_names_what_to_set() -> None:
+    """And nothing that the back end says can write to a terminal."""
+    answer = Answer(403, {}, b"\x1b[31mno\x1b]0;x\x07", "A_VARIABLE")
+    with pytest.raises(Unfit) as caught:
+        answer.check("spans")
+    assert str(caught.value) == "spans: HTTP 403 \ufffd[31mno\ufffd]0;x\ufffd (set who we are in A_VARIABLE)"
+
+
+def test_a_missing_certificate_is_named_with_its_variable(tmp_path: Path) -> None:
+    """The same for a file that has none in it."""
+    with pytest.raises(Unfit, match="A_CERT names '/no/such.pem', which cannot be read"):
+        tls(("A_CERT", "/no/such.pem"))
+    with pytest.raises(Unfit, match="A_KEY names '/no/key.pem', which cannot be read"):
+        tls(("A_CERT", None), ("A_CLIENT", None), ("A_KEY", "/no/key.pem"))
+    (tmp_path / "empty.pem").write_text("")
+    with pytest.raises(Unfit, match="A_CERT names no certificates that can be used"):
+        tls(("A_CERT", str(tmp_path / "empty.pem")))
+    with pytest.raises(Unfit, match="A_CLIENT names no certificates that can be used"):
+        tls(("A_CERT", None), ("A_CLIENT", str(tmp_path / "empty.pem")))
 
 
 def test_an_endless_answer_ends() -> None:

@@ -31,7 +31,7 @@ from tracemw.pipeline import mlflow_facts as facts
 from tracemw.pipeline.batches import Batches, Encoded, Result
 from tracemw.pipeline.otlp_encode import Encoder
 from tracemw.pipeline.target import Target
-from tracemw.pipeline.transport import Answer, Connection, Endpoint, Refused, Unavailable, Unfit, basic
+from tracemw.pipeline.transport import Answer, Connection, Endpoint, Refused, Unavailable, Unfit, basic, tls
 from tracemw.store.rows import SpanRow, StoredTrace
 
 OLDEST: Final = (3, 4)
@@ -44,6 +44,9 @@ TAGS_IN_SPANS: Final = (3, 13)
 GROUP: Final = 100  # traces whose facts are sent before their spans follow in one request
 THREADS: Final = 4  # connections for the facts: small requests that wait for the server's disk
 GZIP_LEVEL: Final = 4
+CREDENTIALS: Final = (
+    "the URL's user and password, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+)
 API: Final = "/api/3.0/mlflow/traces"
 
 _JSON: Final = {"Content-Type": "application/json"}
@@ -190,7 +193,7 @@ class Server:
         name = target.options.get("experiment") or os.environ.get("MLFLOW_EXPERIMENT_NAME")
         self._fixed = None if name else os.environ.get("MLFLOW_EXPERIMENT_ID")
         self._name = name or "Default"
-        endpoint = Endpoint(target.url, headers=_headers(target), context=_tls)
+        endpoint = Endpoint(target.url, _headers(target), context=_tls, credentials=CREDENTIALS)
         self._connections = [Connection(endpoint) for _ in range(THREADS)]
         self._made: set[int] = set()  # traces of which the server has the facts alone, by us
 
@@ -380,7 +383,7 @@ def _headers(target: Target) -> dict[str, str]:
     headers = {"User-Agent": f"tracemw/{version('tracemw')}"}
     user = target.user or os.environ.get("MLFLOW_TRACKING_USERNAME")
     password = target.password if target.user else os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    token, workspace = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_WORKSPACE")
+    token, workspace = os.environ.get("MLFLOW_TRACKING_TOKEN", "").strip(), os.environ.get("MLFLOW_WORKSPACE")
     if user and password is not None:
         headers["Authorization"] = basic(user, password)
     elif token:
@@ -392,15 +395,9 @@ def _headers(target: Target) -> dict[str, str]:
 
 def _tls() -> ssl.SSLContext:
     """Return TLS settings as MLflow's own variables have them."""
-    trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
-    certificate = os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH")
-    if trusted and os.path.isdir(trusted):
-        context = ssl.create_default_context(capath=trusted)
-    else:
-        context = ssl.create_default_context(cafile=trusted or None)
+    names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH")
+    context = tls(*((name, os.environ.get(name)) for name in names))
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").strip().lower() in ("true", "1"):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if certificate:
-        context.load_cert_chain(certificate)
     return context

@@ -38,7 +38,7 @@ _METADATA_ONLY: Final = frozenset(
 )
 _IDENTITIES: Final = ("session.id", "gen_ai.conversation.id", "user.id")
 _OURS: Final = frozenset({"mlflow.spanInputs", "mlflow.spanOutputs"})
-# Nobody makes more of these than what they are. (The other list, of what MLflow reads of a dozen conventions, grows.)
+# Nobody makes more of these than what they are; a list of what MLflow reads, of a dozen conventions, would grow.
 _PLAIN: Final = (
     ("http.", "url.", "server.", "client.", "network.", "user_agent.", "code.", "error.", "exception.")
     + ("db.", "rpc.", "messaging.", "tracemw.")

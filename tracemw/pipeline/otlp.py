@@ -25,12 +25,13 @@ from tracemw.guard import due
 from tracemw.pipeline.batches import Batches, Encoded, Result
 from tracemw.pipeline.otlp_encode import Encoder
 from tracemw.pipeline.target import Target
-from tracemw.pipeline.transport import Connection, Endpoint, Refused, basic
+from tracemw.pipeline.transport import Connection, Endpoint, Refused, basic, tls
 from tracemw.store.rows import SpanRow, StoredTrace, TraceRow
 
 logger = logging.getLogger("tracemw")
 
 PREFIX: Final = "OTEL_EXPORTER_OTLP_"
+CREDENTIALS: Final = "the URL's user and password, or OTEL_EXPORTER_OTLP_HEADERS"
 PATH: Final = "/v1/traces"
 TIMEOUT: Final = 10.0  # seconds
 REMEMBERED: Final = 2000  # traces of which the spans that were sent are known
@@ -53,7 +54,7 @@ class Otlp:
         self._encoder = Encoder()
         self._path = _path(target.url)
         self._compression = (_variable("COMPRESSION") or "none").strip().lower()
-        endpoint = Endpoint(target.url, headers=_headers(target), timeout=_timeout(), context=_tls)
+        endpoint = Endpoint(target.url, _headers(target), _timeout(), _tls, CREDENTIALS)
         self._url = target.url
         self._connection = Connection(endpoint)
         self._batches = Batches(self._post)
@@ -197,8 +198,5 @@ def _timeout() -> float:
 
 
 def _tls() -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=_variable("CERTIFICATE"))
-    certificate = _variable("CLIENT_CERTIFICATE")
-    if certificate:
-        context.load_cert_chain(certificate, _variable("CLIENT_KEY"))
-    return context
+    names = ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")
+    return tls(*((f"{PREFIX}{name}", _variable(name)) for name in names))

@@ -54,8 +54,10 @@ def parse(destination: str) -> Target:
             near = [f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, known, n=1)]
             known_ones = f"; known are: {', '.join(known)}" if known else "; this destination has none"
             raise SettingError(_wrong(destination, f"unknown option {name!r}{''.join(near) or known_ones}"))
-        if not value or (name == "fidelity" and value not in FIDELITIES):
-            raise SettingError(_wrong(destination, f"{name} must be {' or '.join(FIDELITIES)}, or a name"))
+        if name == "fidelity" and value not in FIDELITIES:
+            raise SettingError(_wrong(destination, f"fidelity must be {' or '.join(FIDELITIES)}"))
+        if not value:
+            raise SettingError(_wrong(destination, f"{name} must be a name, or be left out"))
     return Target(kind, _without_credentials(parts), _part(parts.username), _part(parts.password), options)
 
 

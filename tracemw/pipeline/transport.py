@@ -9,6 +9,9 @@ from __future__ import annotations
 import base64
 import email.utils
 import http.client
+import io
+import os
+import re
 import socket
 import ssl
 import time
@@ -16,9 +19,12 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Any, Final, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 CONNECT_TIMEOUT: Final = 5.0  # seconds
 MAX_ANSWER: Final = 4 << 20  # bytes of an answer that are read
 MAX_RETRY_AFTER: Final = 900.0  # seconds; a longer wish is not a back end's to have
@@ -67,6 +73,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    credentials: str = ""  # where the user sets who we are
 
     @property
     def text(self) -> str:
@@ -102,6 +109,8 @@ class Answer:
             return self
         there = f" to {printable(self.headers['Location'])}" if "Location" in self.headers else ""
         reason = f"{what}: HTTP {self.status}{there} {self.text}".rstrip()
+        if self.status in (401, 403) and self.credentials:
+            reason += f" (set who we are in {self.credentials})"
         if self.status in TRY_LATER:
             raise Unavailable(reason, self.retry_after())
         if self.status in NOT_FOR_US or self.status < 400:
@@ -127,14 +136,16 @@ class Endpoint:
     Attributes:
         url: Base URL, without user, password and query; `http` or `https`.
         headers: Sent with every request.
-        timeout: Seconds for one request.
+        timeout: Seconds for one request, and for its whole answer.
         context: TLS settings, those of the machine if None.
+        credentials: Where the user sets who we are, for messages.
     """
 
     url: str
     headers: dict[str, str] = field(default_factory=dict)
     timeout: float = 25.0
     context: Callable[[], ssl.SSLContext] | None = None
+    credentials: str = ""
 
 
 class Connection:
@@ -159,6 +170,7 @@ class Connection:
 
         Raises:
             Unavailable: There was no answer.
+            Unfit: What was set for us to send is no header.
         """
         for again in (self._used, False):
             try:
@@ -180,16 +192,25 @@ class Connection:
             self._connect()
             assert self._http is not None
         headers = {**self._endpoint.headers, **self._headers, **headers}
+        self._check(headers)
+        self._http.sock.settimeout(self._endpoint.timeout)
         self._http.request(method, f"{self._prefix}{path}" or "/", body, headers)
         response = self._http.getresponse()
         content = response.read(MAX_ANSWER)
         self._used = True
         if response.getheader("Content-Encoding", "").lower() == "gzip":
             content = zlib.decompressobj(wbits=31).decompress(content, MAX_ANSWER)
-        answer = Answer(response.status, dict(response.getheaders()), content)
+        answer = Answer(response.status, dict(response.getheaders()), content, self._endpoint.credentials)
         if response.will_close or not response.isclosed():  # the rest of an endless answer is not read
             self.close()
         return answer
+
+    def _check(self, headers: Mapping[str, str]) -> None:
+        """Refuse what is no header before the library does, which shows secrets."""
+        for name, value in headers.items():
+            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+                hint = f": look at {self._endpoint.credentials}" if self._endpoint.credentials else ""
+                raise Unfit(f"the header {name!r} cannot be sent, it has characters that no header has{hint}")
 
     def _connect(self) -> None:
         url = urlsplit(self._endpoint.url)
@@ -210,8 +231,69 @@ class Connection:
                 self._prefix = f"http://{host}:{port}{self._prefix}"
                 self._headers = _proxy_headers(proxy)
         made.connect()
-        made.sock.settimeout(self._endpoint.timeout)
+        made.response_class = partial(_answer_within, self._endpoint.timeout)  # type: ignore[assignment]
         self._http = made
+
+
+def _answer_within(seconds: float, sock: socket.socket, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:
+    """Make a response that is read to its end within so many seconds, however slowly it comes."""
+    return http.client.HTTPResponse(cast(socket.socket, _Within(seconds, sock)), *args, **kwargs)
+
+
+class _Within(io.RawIOBase):
+    """What comes from a socket, until a deadline."""
+
+    def __init__(self, seconds: float, sock: socket.socket) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def makefile(self, *args: Any) -> io.BufferedReader:
+        """Return this as the file that a response reads."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what is there, or wait for it until the deadline."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+        return cast(Any, self._raw).readinto(buffer)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the file, and the socket if nobody else has it."""
+        self._raw.close()
+        super().close()
+
+
+def tls(trusted: tuple[str, str | None], *own: tuple[str, str | None]) -> ssl.SSLContext:
+    """Return TLS settings made of files that variables name.
+
+    Args:
+        trusted: Variable and value: a file or folder of certificates to trust.
+        own: Likewise our certificate, and its key if that is in another file.
+
+    Raises:
+        Unfit: A file cannot be used; the message names it and its variable.
+    """
+    for name, path in (trusted, *own):
+        if path and not os.access(path, os.R_OK):
+            raise Unfit(f"{name} names {path!r}, which cannot be read")
+    where = trusted[1] or None
+    name = trusted[0]
+    try:
+        folder = where if where and os.path.isdir(where) else None
+        context = ssl.create_default_context(cafile=None if folder else where, capath=folder)
+        if own and own[0][1]:
+            name = " or ".join(name for name, _ in own)
+            context.load_cert_chain(*(path or None for _, path in own))  # type: ignore[arg-type]
+    except OSError as exc:
+        raise Unfit(f"{name} names no certificates that can be used: {exc}") from exc
+    return context
 
 
 def _proxy(scheme: str, host: str) -> SplitResult | None:
