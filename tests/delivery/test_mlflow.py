@@ -243,6 +243,18 @@ def test_a_trace_delivered_before_is_not_taken_back(
     assert len(found) == 2 and found[f"tr-{row.trace_id}"] == 1
 
 
+def test_a_tag_deleted_after_delivery_stays_there(
+    store: Store, deliver: Deliver, reader: Reader, experiment: str
+) -> None:
+    """The server adds what it is told to what it has; 3.4 refuses to be told less, so it is told its own."""
+    row = write(store, own(0, tags={"keep": "1", "gone": "2"}))
+    assert deliver().delivered == 1
+    store.patch(row.trace_id, tags={"gone": None, "keep": "3"}, outbox=True)
+    assert deliver() == delivery.Delivered(1, 0, 0, None)
+    (found,) = reader.search(experiment)
+    assert found["tags"].items() >= {"keep": "3", "gone": "2"}.items()
+
+
 def test_the_server_goes_away_in_the_middle(
     store: Store, reader: Reader, experiment: str, proxy: Proxy
 ) -> None:

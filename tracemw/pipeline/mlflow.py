@@ -309,8 +309,9 @@ class Server:
             info = facts.trace_info(trace.row, self.experiment or "")
             if trace.row.has_parent and self._is_told(connection, info):
                 return Result(trace)
-            body = json.dumps({"trace": {"trace_info": info}}, ensure_ascii=False).encode()
-            answer = connection.request("POST", API, body, _JSON)
+            answer = connection.request("POST", API, _facts(info), _JSON)
+            if answer.status == 500 and b"blank-out" in answer.body:  # 3.4 wants all that it has once more
+                answer = connection.request("POST", API, _facts(self._with_theirs(connection, info)), _JSON)
             if answer.status == 404 and b"no longer exists" not in answer.body:
                 raise Unavailable(f"the experiment {self.experiment} is not there: {answer.text}")
             told = _part(answer.check("the trace's facts"), "trace", "trace_info")
@@ -349,12 +350,22 @@ class Server:
             told = facts.NAME_TAG in found.get("tags", {})
         return bool(told and found.get("request_time") != info["request_time"])
 
+    def _with_theirs(self, connection: Connection, info: dict[str, Any]) -> dict[str, Any]:
+        """Return facts with the tags and metadata that the server has of the trace, and we do not."""
+        answer = connection.request("GET", f"{API}/{info['trace_id']}").check("the trace's facts")
+        theirs = _part(answer, "trace", "trace_info")
+        return {**info, **{name: {**theirs.get(name, {}), **info[name]} for name in ("tags", "trace_metadata")}}
+
     def take_back(self, trace: StoredTrace) -> None:
         """Delete the facts of a trace whose spans were refused, if the server has nothing else of it."""
         if trace.id not in self._made:
             return
         body = json.dumps({"experiment_id": self.experiment, "request_ids": [f"tr-{trace.row.trace_id}"]}).encode()
         self._connections[0].request("POST", f"{API}/delete-traces", body, _JSON)
+
+
+def _facts(info: Mapping[str, Any]) -> bytes:
+    return json.dumps({"trace": {"trace_info": info}}, ensure_ascii=False).encode()
 
 
 def _json(answer: Answer) -> Any:
