@@ -54,7 +54,7 @@ def _variables() -> int:
     wanted = 30_000
     connection = sqlite3.connect(":memory:")
     try:
-        connection.execute(f"SELECT ?{wanted}", [None] * wanted)
+        connection.execute(f"SELECT 1 IN ({', '.join('?' * wanted)})", [None] * wanted)
     except sqlite3.OperationalError:
         return 999
     finally:
