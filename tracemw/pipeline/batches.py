@@ -108,9 +108,9 @@ class Batches:
         if batch:
             yield from self._send(batch)
         for item in alone:
-            yield from self._send([item])
+            yield from self._send([item], suspect=True)
 
-    def _send(self, batch: list[Encoded]) -> Iterator[tuple[list[Encoded], Refused | None]]:
+    def _send(self, batch: list[Encoded], suspect: bool = False) -> Iterator[tuple[list[Encoded], Refused | None]]:
         try:
             self._post(b"".join(item.body for item in batch))
         except Refused as exc:
@@ -121,7 +121,7 @@ class Batches:
             if exc.too_large:
                 self._max_bytes = max(64 << 10, sum(len(item.body) for item in batch) // 2)
             if len(batch) == 1:
-                yield batch, self._send_plainer(batch[0], exc)
+                yield batch, self._send_plainer(batch[0], exc, suspect)
                 return
         else:
             self._refusals = 0
@@ -131,9 +131,10 @@ class Batches:
         yield from self._send(batch[:middle])
         yield from self._send(batch[middle:])
 
-    def _send_plainer(self, item: Encoded, refusal: Refused) -> Refused | None:
+    def _send_plainer(self, item: Encoded, refusal: Refused, suspect: bool) -> Refused | None:
         """Return None if the trace was taken when it was plainer, else why it was not as it is."""
-        if self._plainer is None or not refusal.content:
+        blamed = refusal.content or (suspect and not refusal.final)  # a 500 twice: MLflow 3.10 has it for content
+        if self._plainer is None or not blamed:
             return refusal
         body = self._plainer(item.trace)
         if body == item.body:
