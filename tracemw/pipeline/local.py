@@ -101,15 +101,9 @@ class StoreSink:
             found["delivery"] = self._deliver().stats()
         return found
 
-    def note_troubles(self) -> None:
-        """Leave a note in the store of what went wrong in this process, if anything did."""
-        if self._store is not None:
-            self._troubles.look(self._store, now=True)
-
     def rest(self) -> None:
         """Have all that is to be written in the store's main file, unless others have it open as well."""
-        self._retention.close(RETENTION_WAIT)  # whatever still uses a connection keeps the log
-        self.note_troubles()
+        self._settle()
         if self._store is not None:
             self._store.rest()
 
@@ -117,8 +111,13 @@ class StoreSink:
         """Stop delivery, close the store's connections. What was not delivered stays in the store."""
         if self._deliverer is not None:
             self._deliverer.close()
-        self._retention.close(RETENTION_WAIT)
-        self.note_troubles()
+        self._settle()
         store, self._store = self._store, None
         if store is not None:
             store.close()
+
+    def _settle(self) -> None:
+        """Wait for a removal, whose connection would keep the log; leave a note of what went wrong here."""
+        self._retention.close(RETENTION_WAIT)
+        if self._store is not None:
+            self._troubles.look(self._store, now=True)
