@@ -146,11 +146,11 @@ class Site:
         except Failed:
             return
         if kind in ("/left", "/dropped"):
-            next(body)
+            next(iter(body))
         else:
             for _ in body:
                 pass
-        if kind != "/dropped":
+        if kind != "/dropped" and hasattr(body, "close"):
             body.close()
 
 

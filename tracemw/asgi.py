@@ -15,12 +15,13 @@ from opentelemetry import context as otel_context
 from tracemw import config, provider
 from tracemw.adapting import Attached
 from tracemw.errors import SettingError
-from tracemw.exchange import Connection, Exchange, Message, Socket, Unrecorded
+from tracemw.exchange import Connection, Exchange, Message, Socket, sending_unrecorded
 from tracemw.guard import guarded, tracing_is_off
-from tracemw.opening import METHODS, RequestTracer, method_attributes
+from tracemw.opening import METHODS, AnyRequest, RequestTracer, method_attributes
 from tracemw.pipeline import current as pipeline
 from tracemw.record import current_record, with_record
-from tracemw.request import KEY, RequestTrace
+from tracemw.request import KEY
+from tracemw.unrecorded import UnrecordedRequest
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -76,12 +77,12 @@ class TraceMiddleware:
             await self._lifespan(scope, receive, send)
         elif (outer := scope.get(KEY)) is not None and not (outer.ended and outer.is_over()):
             await self._enrich(outer, scope, receive, send)
-        elif (connection := self._open(scope)) is None:
+        elif (opened := self._open(scope)) is None:
             await self.app(scope, receive, send)
-        elif connection.request.record.recording:
-            await self._serve(connection, scope, receive, send)
+        elif isinstance(opened, Connection):
+            await self._serve(opened, scope, receive, send)
         else:
-            await self._pass_on(connection, scope, receive, send)
+            await self._pass_on(opened, scope, receive, send)
 
     async def _serve(self, connection: Connection, scope: Scope, receive: Receive, send: Send) -> None:
         request = connection.request
@@ -111,19 +112,26 @@ class TraceMiddleware:
         finally:
             connection.leave()
 
-    async def _pass_on(self, connection: Connection, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a connection that is not recorded: its response gets our headers, nothing else is looked at."""
+    async def _pass_on(self, request: UnrecordedRequest, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a connection that is not recorded: nothing but the beginning of its response is looked at.
 
-        async def telling_send(message: Message) -> None:
-            await send(connection.sending(message) or message)
+        Its context is attached already.
+        """
 
-        connection.enter()
+        def telling_send(message: Message) -> Awaitable[None]:
+            if request.status is None:
+                message = sending_unrecorded(request, message) or message
+            return send(message)
+
         try:
             await self.app(scope, receive, telling_send)
+        except GeneratorExit:
+            request.dropped()
+            raise
         finally:
-            connection.leave()
+            request.leave()
 
-    async def _enrich(self, request: RequestTrace, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _enrich(self, request: AnyRequest, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on whose trace is open already; exceptions are seen here before they are handled."""
         if request.resolver is not self._covered_by:
             self._join(request, scope)
@@ -138,14 +146,14 @@ class TraceMiddleware:
                 otel_context.detach(token)
 
     @guarded()
-    def _restore(self, request: RequestTrace) -> Any:
+    def _restore(self, request: AnyRequest) -> Any:
         """Put the trace's record back into a context that a framework has begun anew for its own span."""
         if current_record() is request.record:
             return None
         return otel_context.attach(with_record(otel_context.get_current(), request.record))
 
     @guarded()
-    def _join(self, request: RequestTrace, scope: Scope) -> None:
+    def _join(self, request: AnyRequest, scope: Scope) -> None:
         self._prepare(scope)
         if self._options.get("user") is None and not self._attached.knows_more_than(request.resolver.adapter):
             self._covered_by = request.resolver
@@ -153,7 +161,8 @@ class TraceMiddleware:
         tracer = self._tracer
         if tracer is None or self._generation != config.generation():
             tracer = self._compile(scope)
-        request.also_known_to(tracer, scope)
+        if tracer is not None:
+            request.also_known_to(tracer, scope)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._prepare(scope)
@@ -171,37 +180,39 @@ class TraceMiddleware:
     @guarded()
     def _make_ready(self, scope: Scope) -> None:
         """Make what the first request needs: this process serves, and the application has set itself up."""
-        if self._active and config.enabled():
-            self._compile(scope)
+        if self._active and self._compile(scope) is not None:
             pipeline()
 
     @guarded()
-    def _open(self, scope: Scope) -> Connection | None:
-        if not config.enabled():
-            return None
+    def _open(self, scope: Scope) -> Connection | UnrecordedRequest | None:
         tracer = self._tracer
         if tracer is None or self._generation != config.generation():
             tracer = self._compile(scope)
-            if not self._active:  # another instance has taken over
+            if tracer is None:
                 return None
-        self._attached.keep_prepared()
-        identity = tracer.identity.from_asgi(scope.get("headers") or ())
+        values = tracer.identity.values_in_asgi(scope.get("headers") or ())
         method = "WS" if scope["type"] == "websocket" else scope.get("method", "")
         client = scope.get("client")
         request = tracer.open(
-            scope, identity, method, scope.get("path", ""), _attributes, client[0] if client else None
+            scope, values, method, scope.get("path", ""), _attributes, client[0] if client else None
         )
         if request.mode == "joined" or (tracer.is_global and request.mode != "adopted"):
             # A framework inside of us that traces itself would open a second root with the same provider.
             scope.setdefault("fastapi.telemetry", None)
-        if not request.record.recording:
-            return Unrecorded(request, tracer)
+        if isinstance(request, UnrecordedRequest):
+            request.token = otel_context.attach(request.context)
+            return request
+        self._attached.keep_prepared()
         return Exchange(request, tracer, scope) if method != "WS" else Socket(request, tracer)
 
-    def _compile(self, scope: Scope) -> RequestTracer:
-        """Make the tracer of the settings that are in force now."""
+    def _compile(self, scope: Scope) -> RequestTracer | None:
+        """Make the tracer of the settings that are in force now; None where nothing is to be traced here."""
         generation = config.generation()
+        if not config.enabled():
+            return None
         self._prepare(scope)
+        if not self._active:  # another instance has taken over
+            return None
         settings = config.settings().for_application(self._options)
         provider.tracer()
         self._tracer = RequestTracer(settings, self._attached.if_found())

@@ -18,11 +18,15 @@ from tracemw.guard import guarded
 from tracemw.opening import RequestTracer
 from tracemw.record import TraceRecord
 from tracemw.request import RequestTrace
+from tracemw.unrecorded import UnrecordedRequest
 
 Message = MutableMapping[str, Any]
 
 NO_CODE: Final = 1005
 MAX_REASON: Final = 250  # characters; the protocol allows 123 bytes
+
+_REQUEST_ID: Final = b"x-request-id"
+_BEGIN: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
 class Connection:
@@ -79,28 +83,6 @@ class Connection:
 
     def _end(self) -> None:
         self.request.end()
-
-
-class Unrecorded(Connection):
-    """One that is excluded or not sampled: only the response's headers are to be done."""
-
-    __slots__ = ()
-
-    @guarded()
-    def sending(self, message: Message) -> Message | None:
-        """Add our headers where a response begins."""
-        if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
-            self.request.resolve_user()  # for log lines
-            return with_headers(self.request, message) if self._adds_headers else None
-        return None
-
-    @guarded()
-    def leave(self) -> None:
-        """Restore the context of the server; there is nothing to end."""
-        self.request.ended = True
-        self.request.release()
-        if self._token is not None:
-            otel_context.detach(self._token)
 
 
 class Exchange(Connection):
@@ -261,6 +243,21 @@ def with_headers(request: RequestTrace, message: Message) -> Message:
     return {**message, "headers": [*present, *added]}
 
 
+@guarded()
+def sending_unrecorded(request: UnrecordedRequest, message: Message) -> Message | None:
+    """Look at a message of a request that is not recorded: its response gets the request's id, and no more."""
+    if message["type"] not in _BEGIN:
+        return None
+    request.status = message.get("status", 101)
+    if not request.resolver.response_headers or (request_id := request.record.client_request_id) is None:
+        return None
+    present = headers_of(message)
+    for name, _ in present:
+        if name.lower() == _REQUEST_ID:
+            return None
+    return {**message, "headers": [*present, (_REQUEST_ID, request_id.encode("latin-1", "replace"))]}
+
+
 def _has_timing(headers: Any) -> bool:
     """True where the header, which is a list and may be repeated, has the entry `traceparent` already."""
     return any(name.lower() == b"server-timing" and b"traceparent" in value for name, value in headers)
@@ -270,7 +267,7 @@ def _our_headers(record: TraceRecord) -> list[tuple[bytes, bytes]]:
     """Return the headers that tell a response's ids."""
     headers = []
     if (request_id := record.client_request_id) is not None:
-        headers.append((b"x-request-id", request_id.encode("latin-1", "replace")))
+        headers.append((_REQUEST_ID, request_id.encode("latin-1", "replace")))
     if record.recording:
         trace_id = b"%032x" % record.trace_id
         headers.append((b"x-trace-id", b"tr-" + trace_id))

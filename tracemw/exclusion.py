@@ -15,15 +15,19 @@ class Exclusion:
         patterns: Whole paths, with `*` for any text: `/health`, `/static/*`.
     """
 
-    __slots__ = ("_paths", "_globs")
+    __slots__ = ("_paths", "_beginnings", "_globs")
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._paths = frozenset(pattern for pattern in patterns if "*" not in pattern)
-        self._globs = tuple(pattern.split("*") for pattern in patterns if "*" in pattern)
+        globs = [pattern.split("*") for pattern in patterns if "*" in pattern]
+        self._beginnings = tuple(glob[0] for glob in globs if glob[1:] == [""])  # `/static/*`, as most of them are
+        self._globs = tuple(glob for glob in globs if glob[1:] != [""])
 
     def covers(self, path: str) -> bool:
         """Say whether a path is excluded."""
-        return path in self._paths or (bool(self._globs) and any(_matches(path, glob) for glob in self._globs))
+        if path in self._paths or path.startswith(self._beginnings):
+            return True
+        return bool(self._globs) and any(_matches(path, glob) for glob in self._globs)
 
 
 def _matches(path: str, glob: list[str]) -> bool:

@@ -19,7 +19,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from tracemw.errors import SettingError
 
@@ -29,6 +29,7 @@ MAX_ID: Final = 250
 NOTHING_DISCARDED: Final[Mapping[str, int]] = MappingProxyType({})
 
 _FIELDS: Final = ("client_request_id", "session_id", "user_id", "traceparent", "tracestate", "baggage")
+_LONGEST: Final = (MAX_REQUEST_ID, MAX_ID, MAX_ID)
 _REQUEST_ID: Final = 0
 _TRACEPARENT: Final = 3  # from here on raw values, which their own parsers judge
 
@@ -63,6 +64,11 @@ class Identity(NamedTuple):
     tracestate: str | None = None
     baggage: str | None = None
     discarded: Mapping[str, int] = NOTHING_DISCARDED
+
+
+NOBODY: Final = Identity(None, None, None, False)
+
+Values: TypeAlias = list[tuple[int, Any]]  # of the headers that tell an identity, by a code of their reader's
 
 
 class _Discard(ValueError):
@@ -110,9 +116,7 @@ class IdentityReader:
         self._generate = generate
 
     def from_asgi(self, headers: Iterable[tuple[bytes, bytes]]) -> Identity:
-        """Read the headers of an ASGI scope, in one pass.
-
-        ASGI names are lower-case; the usual spellings of servers that do not follow that are known too.
+        """Read the headers of an ASGI scope.
 
         Args:
             headers: `scope["headers"]`, whatever it is.
@@ -120,15 +124,38 @@ class IdentityReader:
         Returns:
             The identity; never raises.
         """
+        return self.identity_of(self.values_in_asgi(headers))
+
+    def values_in_asgi(self, headers: Iterable[tuple[bytes, bytes]]) -> Values:
+        """Find the values that tell the identity among the headers of an ASGI scope, in one pass.
+
+        ASGI names are lower-case; the usual spellings of servers that do not follow that are known too.
+
+        Args:
+            headers: `scope["headers"]`, whatever it is.
+
+        Returns:
+            The values, for `identity_of`; never raises.
+        """
         names = self._asgi
         try:
-            hits = [(names[name], value) for name, value in headers if name in names]
+            return [(names[name], value) for name, value in headers if name in names]
         except Exception:  # not pairs, or names that cannot be looked up
-            hits = _tolerant_hits(names, headers)
-        return self._identity(hits)
+            return _tolerant_hits(names, headers)
 
     def from_environ(self, environ: Mapping[str, Any]) -> Identity:
         """Read the headers in a WSGI environ.
+
+        Args:
+            environ: The WSGI environ.
+
+        Returns:
+            The identity; never raises.
+        """
+        return self.identity_of(self.values_in_environ(environ))
+
+    def values_in_environ(self, environ: Mapping[str, Any]) -> Values:
+        """Find the values that tell the identity in a WSGI environ.
 
         Servers have joined repeated headers with a comma by then; such a value is taken as it is.
 
@@ -136,15 +163,43 @@ class IdentityReader:
             environ: The WSGI environ, whose strings hold latin-1 (PEP 3333).
 
         Returns:
-            The identity; never raises.
+            The values, for `identity_of`; never raises.
         """
         try:
-            hits = [(code, _wsgi_value(environ[key])) for key, code in self._wsgi if key in environ]
+            return [(code, _wsgi_value(environ[key])) for key, code in self._wsgi if key in environ]
         except Exception:  # no mapping
-            hits = []
-        return self._identity(hits)
+            return []
 
-    def _identity(self, hits: list[tuple[int, Any]]) -> Identity:
+    def request_id_of(self, hits: Values) -> str | None:
+        """Judge the request id alone, where one look will do.
+
+        Args:
+            hits: What `values_in_asgi` or `values_in_environ` has found.
+
+        Returns:
+            The id, or the one that was made where no header came; None where `identity_of` has to tell; never
+            raises.
+        """
+        if not hits and self._generate:
+            return new_request_id()
+        if self._fields is None:
+            for field, value in hits:
+                if field == _REQUEST_ID:
+                    try:
+                        return _plain(value, field) or None
+                    except Exception:  # no text
+                        return None
+        return None
+
+    def identity_of(self, hits: Values) -> Identity:
+        """Judge the values of the headers.
+
+        Args:
+            hits: What `values_in_asgi` or `values_in_environ` has found.
+
+        Returns:
+            The identity; never raises.
+        """
         if self._fields is not None:
             hits = _by_precedence(self._fields, hits)
         found: list[str | None] = [None, None, None, None, None, None]
@@ -154,7 +209,8 @@ class IdentityReader:
                 if field >= _TRACEPARENT:
                     found[field] = _joined(found[field], value)
                 elif found[field] is None:
-                    found[field] = (_person(value) if field else _request_id(value)) or None
+                    judge = _person if field else _request_id
+                    found[field] = _plain(value, field) or judge(value) or None
             except Exception as exc:
                 discarded = {} if discarded is None else discarded
                 reason = f"{_FIELDS[field]}.{exc.reason if isinstance(exc, _Discard) else 'malformed'}"
@@ -171,6 +227,14 @@ class IdentityReader:
             baggage,
             NOTHING_DISCARDED if discarded is None else discarded,
         )
+
+
+def _plain(raw: bytes | str, field: int) -> str | None:
+    """Return the id where one look says that it keeps all rules, as nearly always; else None."""
+    text = raw if isinstance(raw, str) else raw.decode("latin-1")
+    if len(text) <= _LONGEST[field] and text.isascii() and text.isprintable():
+        return text.strip(" ")
+    return None
 
 
 def new_request_id() -> str:

@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, MutableMapping
 from time import perf_counter_ns, time_ns
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace as trace_api
@@ -19,17 +19,20 @@ from tracemw.adapting import Attached
 from tracemw.environment import process_metadata
 from tracemw.exclusion import Exclusion
 from tracemw.guard import due
-from tracemw.identity import Identity, IdentityReader, check_id
+from tracemw.identity import Identity, IdentityReader, Values, check_id
 from tracemw.pipeline import current as pipeline
 from tracemw.propagation import TrustPolicy, parse_traceparent, with_baggage
 from tracemw.record import RECORD_KEY, TraceRecord, current_record, with_record
 from tracemw.request import KEY, RequestTrace, public
 from tracemw.runtime import runtime_for
 from tracemw.settings import Settings
+from tracemw.unrecorded import UnrecordedRequest, UnrecordedSpan, count_discarded
 
 # RFC 9110 and RFC 5789; other methods share one name, since anybody can invent more.
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 OTHER_METHOD: Final = "_OTHER"
+
+AnyRequest: TypeAlias = RequestTrace | UnrecordedRequest
 
 logger = logging.getLogger("tracemw")
 
@@ -64,10 +67,12 @@ class RequestTracer:
             _names(settings.user_id_header),
             settings.generate_request_id,
         )
-        self._rate = settings.sample_rate
+        self._rate = 1.0 if settings.sample_rate is None else settings.sample_rate
         self._keeps = settings.keep_errors or settings.keep_slower_than is not None
         self._exclusion = Exclusion(settings.exclude)
         self._trust = TrustPolicy(settings.trust_traceparent)
+        # Nobody else has a say: that a request is not sampled is known at once.
+        self._decides_alone = not (self._keeps or settings.trust_traceparent)
         self._user = settings.user
         self.knows_users = adapter is not None or settings.user is not None
         self._process = _process_metadata(settings)
@@ -93,32 +98,42 @@ class RequestTracer:
     def open(
         self,
         carrier: MutableMapping[str, Any],
-        identity: Identity,
+        values: Values,
         method: str,
         path: str,
         described: Callable[[Any], dict[str, Any]],
         peer: str | None = None,
-    ) -> RequestTrace:
+    ) -> AnyRequest:
         """Open the trace of a request, or adopt the one that a framework opened for it.
 
         Args:
             carrier: The ASGI scope or WSGI environ.
-            identity: What the headers say.
+            values: Those of the headers that tell the identity.
             method: The request's method, or WS.
             path: The whole path, for exclusion.
             described: Returns a carrier's attributes, in OpenTelemetry's names; asked where they are recorded.
             peer: The address that the request came from.
+
+        Returns:
+            The request; an `UnrecordedRequest` where it is excluded or not sampled.
         """
+        if self._exclusion.covers(path):
+            return self._unrecorded(carrier, values, "excluded")
+        sampled = self._rate >= 1.0 or _random.random() < self._rate
+        if not sampled and self._decides_alone:
+            return self._unrecorded(carrier, values, "sampled_out")
+        identity = self.identity.identity_of(values)
         name = method if method in METHODS or method == "WS" else OTHER_METHOD
         ambient: Any = otel_context.get_current().get(_SPAN_KEY)
-        if self._exclusion.covers(path):
-            request = self._suppressed(carrier, name, "excluded")
-        elif ambient is not None and is_root_of(carrier, ambient):
-            request = self._adopt(carrier, ambient, name, described)
-        elif ambient is not None and is_left_out(carrier, ambient):
-            request = self._suppressed(carrier, name, "sampled_out")
-        else:
-            request = self._open_own(carrier, identity, name, described, peer)
+        request: AnyRequest | None = None
+        if ambient is not None and is_root_of(carrier, ambient):
+            request = self._adopt(carrier, ambient, name, described, sampled)
+        elif ambient is None or not is_left_out(carrier, ambient):
+            request = self._open_own(carrier, values, identity, name, described, peer, sampled)
+        if request is None:
+            return self._unrecorded(carrier, values, "sampled_out")
+        if isinstance(request, UnrecordedRequest):
+            return request
         record = request.record
         record.is_request = True
         if self._runtime is not None:
@@ -128,43 +143,43 @@ class RequestTracer:
         record.user_id = request.claimed_user = identity.user_id
         record.process = self._process
         if identity.discarded:
-            for reason, number in identity.discarded.items():
-                pipeline().count(f"discarded_{reason}", number)
+            count_discarded(identity)
         carrier[KEY] = request
         return request
 
     def _open_own(
         self,
         carrier: MutableMapping[str, Any],
+        values: Values,
         identity: Identity,
         name: str,
         described: Callable[[Any], dict[str, Any]],
         peer: str | None,
-    ) -> RequestTrace:
+        sampled: bool,
+    ) -> AnyRequest | None:
         caller = None if identity.traceparent is None else _caller(identity)
         trusted = caller is not None and self._trust.is_trusted(peer, carrier) and not _keeps_local()
-        sampled = trusted or self._is_sampled()  # whom we trust has decided already
+        sampled = trusted or sampled  # whom we trust has decided already
         if not sampled and not self._keeps:
-            return self._suppressed(carrier, name, "sampled_out")
+            return None
         attributes = described(carrier)
         parent, links = _CLEAN, None
         if caller is not None:
             parent, links = _continued(caller, identity) if trusted else _linked(caller, attributes)
-        tracer, joined = provider.tracer(), provider.is_joined_now()
+        tracer, joined = provider.chosen()
         start_ns, started = time_ns(), perf_counter_ns()
         # A provider of our own gets the attributes when they are written, which is cheaper.
         told = public(attributes) if joined else None
         span = tracer.start_span(name, parent, SpanKind.SERVER, told, links, start_ns)
+        if not span.is_recording():  # the provider's sampler has decided so, also for what it makes inside
+            return self._unrecorded(carrier, values, "sampled_out", Context({**parent, _SPAN_KEY: span}))
         ids = span.get_span_context()
-        recording = span.is_recording()
-        record = TraceRecord(ids.trace_id, ids.span_id, recording=recording, has_parent=trusted)
+        record = TraceRecord(ids.trace_id, ids.span_id, has_parent=trusted)
         record.start_ns = start_ns
         record.name = name
         record.attributes = attributes
         if not sampled:
             record.held_back = []
-        if not recording:  # the provider's sampler has decided so
-            pipeline().count("sampled_out")
         context = Context({**parent, _SPAN_KEY: span, RECORD_KEY: record})
         mode = "joined" if joined else "owned"
         return RequestTrace(self, carrier, record, span, context, mode, name, started)
@@ -175,12 +190,12 @@ class RequestTracer:
         span: Any,
         name: str,
         described: Callable[[Any], dict[str, Any]],
-    ) -> RequestTrace:
+        sampled: bool,
+    ) -> RequestTrace | None:
         provider.follow_span(span)
-        ids = span.get_span_context()
-        sampled = self._is_sampled()
         if not sampled and not self._keeps:
-            return self._suppressed(carrier, name, "sampled_out")
+            return None
+        ids = span.get_span_context()
         record = TraceRecord(ids.trace_id, ids.span_id, has_parent=span.parent is not None)
         now_ns = time_ns()
         record.start_ns = min(span.start_time or now_ns, now_ns)
@@ -192,24 +207,26 @@ class RequestTracer:
         context = with_record(otel_context.get_current(), record)
         return RequestTrace(self, carrier, record, span, context, "adopted", name, started)
 
-    def _suppressed(self, carrier: MutableMapping[str, Any], name: str, why: str) -> RequestTrace:
+    def _unrecorded(
+        self, carrier: MutableMapping[str, Any], values: Values, why: str, context: Context | None = None
+    ) -> UnrecordedRequest:
         """Open a request whose trace is not recorded, nor are the spans made inside it.
 
-        Where the application has a provider, only ours are: what its pipeline gets without us, it gets with us.
+        Where the application has a provider, only ours are left out: what its pipeline gets without us, it gets
+        with us.
         """
         pipeline().count(why)
-        ids = SpanContext(_random.getrandbits(128) or 1, _random.getrandbits(64) or 1, is_remote=False)
-        record = TraceRecord(ids.trace_id, ids.span_id, recording=False)
-        span = NonRecordingSpan(ids)
-        provider.tracer()  # looks whether there is one
-        if provider.is_joined_now():
-            context = with_record(otel_context.get_current(), record)
+        carrier[KEY] = request = UnrecordedRequest(self, carrier, self.identity, values)
+        if self._runtime is not None:
+            request.runtime = self._runtime
+        if context is not None:
+            request.context = with_record(context, request)
+            request.mode = "joined" if provider.is_joined_now() else "owned"
+        elif provider.chosen()[1]:  # joined
+            request.context = with_record(otel_context.get_current(), request)
         else:
-            context = Context({_SPAN_KEY: span, RECORD_KEY: record})
-        return RequestTrace(self, carrier, record, span, context, "suppressed", name, 0)
-
-    def _is_sampled(self) -> bool:
-        return self._rate is None or self._rate >= 1.0 or _random.random() < self._rate
+            request.context = Context({_SPAN_KEY: UnrecordedSpan(request), RECORD_KEY: request})
+        return request
 
 
 def _checked(user: Any) -> str | None:

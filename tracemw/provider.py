@@ -87,13 +87,12 @@ class _FollowParent(Sampler):
 
 
 class _Providers:
-    """The providers we know, and the tracer in force."""
+    """The providers we know, and what is in force: the tracer, and whether it is an application's provider's."""
 
     def __init__(self) -> None:
         self.seen: Any = None  # the global provider when we last looked
-        self.tracer: Tracer | None = None
+        self.chosen: tuple[Tracer, bool] | None = None
         self.made_by: Any = None  # the provider that made the tracer
-        self.joined = False
         self.private: TracerProvider | None = None
         self.lock = RenewedLock()
         self.processed: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -104,9 +103,14 @@ _providers = _Providers()
 
 def tracer() -> Tracer:
     """Return the tracer in force. Notices when the application has registered a provider since."""
-    if _registered() is not _providers.seen or _providers.tracer is None:
+    return chosen()[0]
+
+
+def chosen() -> tuple[Tracer, bool]:
+    """Return the tracer in force, and whether the application's own provider has made it."""
+    if _registered() is not _providers.seen or _providers.chosen is None:
         _look(trace_api.get_tracer_provider())
-    return _providers.tracer  # type: ignore[return-value]
+    return _providers.chosen  # type: ignore[return-value]
 
 
 def _registered_attribute() -> Any:
@@ -133,10 +137,8 @@ def is_joined() -> bool:
 
 
 def is_joined_now() -> bool:
-    """Like `is_joined`, as of the last call of `tracer`; for the request's way."""
-    if _providers.tracer is None:
-        tracer()
-    return _providers.joined
+    """Like `is_joined`, for the request's way."""
+    return chosen()[1]
 
 
 def add_processor(tracer_provider: Any) -> None:
@@ -158,7 +160,7 @@ def reset(*, set_global: bool = False) -> None:
     """
     with _providers.lock:
         _providers.private = None
-        _providers.tracer = None
+        _providers.chosen = None
         _providers.seen = None
     if set_global and not is_joined():
         trace_api.set_tracer_provider(_private())
@@ -176,9 +178,8 @@ def _look(current: Any) -> None:
 
         tracer = light(tracer, _random.getrandbits, PROCESSOR)
     with _providers.lock:
-        _providers.joined = joined
         _providers.made_by = made_by
-        _providers.tracer = tracer
+        _providers.chosen = tracer, joined
         _providers.seen = _registered()
 
 

@@ -31,7 +31,7 @@ KEY: Final = "tracemw.request"
 
 GRACE: Final = 1.0  # seconds that a root waits for the application to return
 
-_GONE: Final[Mapping[str, Any]] = {}
+GONE: Final[Mapping[str, Any]] = {}
 _REDACTED_LATER: Final = frozenset({"url.query", REQUEST, RESPONSE})
 
 
@@ -56,7 +56,35 @@ class Resolver(Adapted, Protocol):
     response_headers: bool
 
 
-class RequestTrace:
+class Known:
+    """What a framework, or several, know of a request.
+
+    Attributes:
+        resolver: Asked first.
+    """
+
+    resolver: Resolver
+    _carrier: Mapping[str, Any]
+    _inner: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ()
+
+    def also_known_to(self, inner: Adapted, carrier: Mapping[str, Any]) -> None:
+        """Ask somebody further inside where nobody here knows route or user; they may see another carrier, too."""
+        self._inner = (*(known for known in self._inner if known[0] is not inner), (inner, carrier))
+
+    def known_user(self) -> str | None:
+        """Return the user; all options are asked before all frameworks, and whoever is further out first."""
+        if not self._inner:
+            return self.resolver.user(self._carrier)
+        asked: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ((self.resolver, self._carrier), *self._inner)
+        users = (who.chosen_user(carrier) for who, carrier in asked)
+        chosen = next((user for user in users if user is not None), None)
+        if chosen is not None:
+            return chosen
+        users = (who.user(carrier) for who, carrier in asked)
+        return next((user for user in users if user is not None), None)
+
+
+class RequestTrace(Known):
     """One request's trace while the request runs.
 
     Attributes:
@@ -64,7 +92,7 @@ class RequestTrace:
         resolver: Knows the framework's routes and users.
         context: The OpenTelemetry context that the application runs in.
         status: The status code the client saw, None before the response starts.
-        mode: Whose root it is: "owned", "joined" or "adopted"; "suppressed" if nothing is recorded.
+        mode: Whose root it is: "owned", "joined" or "adopted".
         ended: The root has ended.
         gone_at: When the whole response had been sent (by `perf_counter_ns`), 0 before.
         size: Bytes of the body that were sent.
@@ -84,7 +112,6 @@ class RequestTrace:
     failure: str | None = None
     request_body: Tee | None = None
     response_body: Tee | None = None
-    _inner: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ()
     _route: str | None = None
     _exception: BaseException | None = None  # has left the application
     _left_ns = 0  # when the client had gone
@@ -110,7 +137,7 @@ class RequestTrace:
         self.context = context
         self.claimed_user: str | None = None
         self.resolver = resolver
-        self._carrier: Mapping[str, Any] = carrier
+        self._carrier = carrier
         self._span = span
         self.mode = mode
         self._method = method
@@ -135,10 +162,6 @@ class RequestTrace:
         return self._method == "HEAD" or self.status in (204, 304)
 
     # What happens to it.
-
-    def also_known_to(self, inner: Adapted, carrier: Mapping[str, Any]) -> None:
-        """Ask somebody further inside where nobody here knows route or user; they may see another carrier, too."""
-        self._inner = (*(known for known in self._inner if known[0] is not inner), (inner, carrier))
 
     def response_started(self, status: int) -> None:
         """Take note of the status; the framework still knows the route and the authenticated user."""
@@ -269,7 +292,7 @@ class RequestTrace:
 
     def release(self) -> None:
         """Let go of what holds this, scope or environ and the frames of an exception: no cycle shall keep it."""
-        self._carrier = _GONE
+        self._carrier = GONE
         self._inner = ()
         self._exception = None
 
@@ -408,22 +431,11 @@ class RequestTrace:
     @guarded()
     def resolve_user(self) -> None:
         """Let what server code knows of the user win over what a header claimed."""
-        record = self.record
-        if not (self.resolver.knows_users or self._inner) or record.user_id != self.claimed_user:
-            return  # nobody to ask, or set with `update_current_trace`
-        user = self._user_of_several() if self._inner else self.resolver.user(self._carrier)
-        if user is not None:
+        if not (self.resolver.knows_users or self._inner):
+            return
+        user, record = self.known_user(), self.record
+        if user is not None and record.user_id == self.claimed_user:  # else set with `update_current_trace`
             record.user_id = self.claimed_user = user
-
-    def _user_of_several(self) -> str | None:
-        """Ask all options before all frameworks, and whoever is further out first."""
-        asked: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ((self.resolver, self._carrier), *self._inner)
-        users = (who.chosen_user(carrier) for who, carrier in asked)
-        chosen = next((user for user in users if user is not None), None)
-        if chosen is not None:
-            return chosen
-        users = (who.user(carrier) for who, carrier in asked)
-        return next((user for user in users if user is not None), None)
 
 
 def public(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def _start(
     start_ns: int | None,
     tracer: Tracer | None,
 ) -> Scope:
-    start = (provider.tracer() if tracer is None else tracer).start_span
+    start = (provider.chosen()[0] if tracer is None else tracer).start_span
     started, wall_ns = perf_counter_ns(), time_ns()
     begin_ns = wall_ns if start_ns is None else start_ns
     span = start(name, context, SpanKind.INTERNAL, attributes, links, begin_ns, False, False)
@@ -324,7 +324,6 @@ def _suppressed(context: Context) -> Scope:
     ids = SpanContext(_random.getrandbits(128) or 1, _random.getrandbits(64) or 1, is_remote=False)
     span = NonRecordingSpan(ids)
     record = TraceRecord(ids.trace_id, ids.span_id, recording=False)
-    provider.tracer()  # takes note whether the application has a provider of its own
     inner = context if provider.is_joined_now() else trace_api.set_span_in_context(span, context)
     return Scope(span, record, with_record(inner, record), context, False, 0, 0)
 

@@ -1,34 +1,27 @@
 """The WSGI middleware: the protocol only. What a request's trace is, `request` knows.
 
-Every request runs in a `contextvars.Context` of its own, which is entered again for each part of the body and
-for `close()`, on whichever thread that happens; nothing leaks into the next request of the thread.
 Specification: PEP 3333.
 """
 
 from __future__ import annotations
 
-import contextvars
-import threading
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from functools import partial
-from typing import Any, Final
-
-from opentelemetry import context as otel_context
+from typing import Any
 
 from tracemw import config, provider
 from tracemw.adapting import Attached
 from tracemw.bodies import Tee, TeeInput, content_of
 from tracemw.guard import guarded
-from tracemw.opening import METHODS, RequestTracer, method_attributes
+from tracemw.isolation import Isolated, Parts, SizedParts
+from tracemw.opening import METHODS, AnyRequest, RequestTracer, method_attributes
 from tracemw.record import TraceRecord
 from tracemw.request import KEY, RequestTrace
+from tracemw.unrecorded import UnrecordedRequest
 
 Environ = MutableMapping[str, Any]
 StartResponse = Callable[..., Any]
 WSGIApp = Callable[..., Iterable[bytes]]  # environ and start_response, which everybody types in another way
-
-# Under this key Flask's test client asks for the request's context to outlive the request (`with client:`).
-PRESERVE: Final = "werkzeug.debug.preserve_context"
 
 
 class WSGITraceMiddleware:
@@ -66,9 +59,7 @@ class WSGITraceMiddleware:
             return self.app(environ, start_response)
         return response.run(self.app, environ, start_response)
 
-    def _enrich(
-        self, request: RequestTrace, environ: Environ, start_response: StartResponse
-    ) -> Iterable[bytes]:
+    def _enrich(self, request: AnyRequest, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._join(request, environ)
         try:
             return self.app(environ, start_response)
@@ -77,37 +68,41 @@ class WSGITraceMiddleware:
             raise
 
     @guarded()
-    def _join(self, request: RequestTrace, environ: Environ) -> None:
+    def _join(self, request: AnyRequest, environ: Environ) -> None:
         self._prepare()
         if self._attached.adapter is not None or self._options.get("user") is not None:
-            request.also_known_to(self._tracer_now(), environ)
+            tracer = self._tracer_now()
+            if tracer is not None:
+                request.also_known_to(tracer, environ)
 
     @guarded()
-    def _open(self, environ: Environ) -> _Response | None:
-        if not config.enabled():
+    def _open(self, environ: Environ) -> _Response | _Unrecorded | None:
+        tracer = self._tracer_now()
+        if tracer is None:
             return None
-        tracer = self._tracer
-        if tracer is None or self._generation != config.generation():
-            tracer = self._compile()
-        self._attached.keep_prepared()
         request = tracer.open(
             environ,
-            tracer.identity.from_environ(environ),
+            tracer.identity.values_in_environ(environ),
             environ.get("REQUEST_METHOD", ""),
             _path(environ),
             _attributes,
             environ.get("REMOTE_ADDR"),
         )
+        if isinstance(request, UnrecordedRequest):
+            return _Unrecorded(request, environ)
+        self._attached.keep_prepared()
         return _Response(request, tracer, environ)
 
-    def _tracer_now(self) -> RequestTracer:
+    def _tracer_now(self) -> RequestTracer | None:
         if self._tracer is None or self._generation != config.generation():
             return self._compile()
         return self._tracer
 
-    def _compile(self) -> RequestTracer:
-        """Make the tracer of the settings that are in force now."""
+    def _compile(self) -> RequestTracer | None:
+        """Make the tracer of the settings that are in force now; None where nothing is to be traced."""
         generation = config.generation()
+        if not config.enabled():
+            return None
         self._prepare()
         settings = config.settings().for_application(self._options)
         provider.tracer()
@@ -121,18 +116,16 @@ class WSGITraceMiddleware:
         self._attached.keep_prepared()
 
 
-class _Response:
-    """One response on its way: runs the application and its body in the request's context."""
+class _Response(Isolated):
+    """One response on its way."""
 
-    __slots__ = ("request", "_context", "_tracer", "_entered", "_promised", "_files")
+    __slots__ = ("request", "_tracer", "_promised")
 
     def __init__(self, request: RequestTrace, tracer: RequestTracer, environ: Environ) -> None:
+        super().__init__(request.context, environ)
         self.request = request
-        self._context = None if PRESERVE in environ else contextvars.copy_context()
         self._tracer = tracer
-        self._entered = threading.Lock()
         self._promised = 0  # the response's Content-Length
-        self._files: list[Any] = []  # made by a server's `wsgi.file_wrapper` that is no class
 
     def run(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Call the application and wrap what it answers."""
@@ -149,34 +142,8 @@ class _Response:
             return body  # type: ignore[no-any-return]
         return wrapped
 
-    def inside(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in the request's context, on this thread.
-
-        A context can be entered once at a time; a second thread (a `close()` while a part is being made)
-        gets a copy.
-        """
-        context = self._context
-        if context is None:
-            return self._in_place(function, *args)
-        entered = self._entered
-        if not entered.acquire(False):
-            return context.copy().run(function, *args)
-        try:
-            return context.run(function, *args)
-        finally:
-            entered.release()
-
-    def _in_place(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in the caller's context, where a test looks at what the application has left there."""
-        token = otel_context.attach(self.request.context)
-        try:
-            return function(*args)
-        finally:
-            otel_context.detach(token)
-
     def _call(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if self._context is not None:
-            self._enter()
+        self.enter()
 
         # The third one is called `exc_info` by every server, though PEP 3333 leaves its name open.
         def traced_start_response(
@@ -189,26 +156,15 @@ class _Response:
         return app(environ, traced_start_response)
 
     @guarded()
-    def _enter(self) -> None:
-        otel_context.attach(self.request.context)  # never detached: this context ends with the request
-
-    @guarded()
     def _prepare(self, environ: Environ) -> None:
         """Have the application use our copies of what the server gave it, where we have to know what it does."""
         request = self.request
-        if self._tracer.keeps_request_body and request.record.recording:
+        if self._tracer.keeps_request_body:
             tee = request.request_body = Tee(
                 environ.get("CONTENT_TYPE", ""), environ.get("HTTP_CONTENT_ENCODING", "")
             )
             environ["wsgi.input"] = TeeInput(environ["wsgi.input"], tee)
-        file_wrapper = environ.get("wsgi.file_wrapper")
-        if file_wrapper is not None and not isinstance(file_wrapper, type):
-
-            def noted(*args: Any) -> Any:
-                self._files.append(file_wrapper(*args))
-                return self._files[-1]
-
-            environ["wsgi.file_wrapper"] = noted
+        self.note_files(environ)
 
     @guarded()
     def _with_headers(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
@@ -230,7 +186,7 @@ class _Response:
         self._promised = int(length) if length.isdecimal() else 0
         if exc_info:  # of the exception that the application is answering
             request.raised(exc_info[1])
-        if self._tracer.keeps_response_body and request.record.recording:
+        if self._tracer.keeps_response_body:
             request.response_body = Tee(*content_of(headers))
 
     def _write(self, write: Callable[[bytes], Any], data: bytes) -> Any:
@@ -262,14 +218,9 @@ class _Response:
 
     @guarded()
     def _wrap(self, body: Any, environ: Environ) -> Iterable[bytes] | None:
-        if self._is_file(body, environ.get("wsgi.file_wrapper")):
+        if self.is_file(body, environ):
             return self._wrap_file(body)
         return _SizedBody(self, body) if hasattr(body, "__len__") else _Body(self, body)
-
-    def _is_file(self, body: Any, file_wrapper: Any) -> bool:
-        return any(body is file for file in self._files) or (
-            isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
-        )
 
     def _wrap_file(self, body: Any) -> Iterable[bytes] | None:
         """Leave a file to the server as it is, which may hand it to the kernel; the root ends at `close()`.
@@ -315,23 +266,74 @@ def _position(file: Any) -> int:
         return 0
 
 
-class _Body:
+class _Unrecorded(Isolated):
+    """A request that is not recorded: its response gets one header."""
+
+    __slots__ = ("request",)
+
+    def __init__(self, request: UnrecordedRequest, environ: Environ) -> None:
+        super().__init__(request.context, environ)
+        self.request = request
+
+    def run(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Call the application and wrap a body whose parts are made later."""
+        self._prepare(environ)
+        try:
+            body = self.inside(self._call, app, environ, start_response)
+        except BaseException:
+            self.request.leave()
+            raise
+        wrapped = self._wrap(body, environ)
+        return body if wrapped is None else wrapped
+
+    def _call(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        self.enter()
+
+        def telling_start_response(
+            status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
+        ) -> Any:
+            return start_response(status, self._with_request_id(headers) or headers, *exc_info, **named)
+
+        return app(environ, telling_start_response)
+
+    @guarded()
+    def _prepare(self, environ: Environ) -> None:
+        self.note_files(environ)
+
+    @guarded()
+    def _with_request_id(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
+        """Return the headers with the request's id, where the application has not set it; None to leave them."""
+        request = self.request
+        request.resolve_user()  # the framework may forget it before an access log is written
+        request.leave()
+        if not request.resolver.response_headers or not isinstance(headers, list):
+            return None
+        request_id = request.client_request_id
+        if request_id is None or any(name.lower() == "x-request-id" for name, _ in headers):
+            return None
+        return [*headers, ("X-Request-Id", request_id)]
+
+    @guarded()
+    def _wrap(self, body: Any, environ: Environ) -> Parts | None:
+        """Return the body wrapped; None to leave it: it is there already, or a file."""
+        if isinstance(body, (list, tuple)) or self.is_file(body, environ):
+            return None
+        return SizedParts(self, body) if hasattr(body, "__len__") else Parts(self, body)
+
+
+class _Body(Parts):
     """The body of a response; the request ends with its last part, or when the server closes or drops it."""
 
-    __slots__ = ("_response", "_iterable", "_iterator", "_closed")
+    __slots__ = ("_response", "_closed")
 
     def __init__(self, response: _Response, iterable: Iterable[bytes]) -> None:
+        super().__init__(response, iterable)
         self._response = response
-        self._iterable = iterable
-        self._iterator: Iterator[bytes] | None = None
         self._closed = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
 
     def __next__(self) -> bytes:
         response = self._response
-        try:
+        try:  # as in `Parts`, but without calling that for each part
             if self._iterator is None:
                 part: bytes = response.inside(self._begin)
             else:
@@ -345,19 +347,13 @@ class _Body:
         response.sent(part)
         return part
 
-    def _begin(self) -> bytes:
-        self._iterator = iter(self._iterable)
-        return next(self._iterator)
-
     def close(self) -> None:
         """Close the application's iterable, once, and end the request."""
         if self._closed:
             return
         self._closed = True
-        close = getattr(self._iterable, "close", None)
         try:
-            if close is not None:
-                self._response.inside(close)
+            super().close()
         except BaseException as exc:
             self._response.request.left(exc)
             raise
@@ -382,13 +378,10 @@ class _Body:
             request.end()
 
 
-class _SizedBody(_Body):
-    """A body whose length the server may look at, to set Content-Length (wsgiref, mod_wsgi)."""
+class _SizedBody(_Body, SizedParts):
+    """One whose length the server may look at."""
 
     __slots__ = ()
-
-    def __len__(self) -> int:
-        return len(self._iterable)  # type: ignore[arg-type]
 
 
 def _has_timing(headers: list[tuple[str, str]]) -> bool:

@@ -26,7 +26,7 @@ from tracemw.testing import capture_traces
 # All functions of these modules run inside requests.
 MODULES = (
     "asgi", "wsgi", "exchange", "exclusion", "request", "opening", "bodies", "afterwards", "identity",
-    "propagation",
+    "propagation", "isolation", "unrecorded",
 )  # fmt: skip
 # What stands between server and application and passes calls on: it consists of guarded calls and the passing.
 PASSING = {
@@ -41,19 +41,25 @@ PASSING = {
     "wsgi.WSGITraceMiddleware.__call__",
     "wsgi.WSGITraceMiddleware._enrich",
     "wsgi._Response.run",
-    "wsgi._Response.inside",
-    "wsgi._Body._begin",
     "wsgi._Response._call",
     "wsgi._Response._write",
-    "wsgi._Body.__iter__",
+    "wsgi._Unrecorded.run",
+    "wsgi._Unrecorded._call",
     "wsgi._Body.__next__",
     "wsgi._Body.__del__",
     "wsgi._Body.close",
-    "wsgi._SizedBody.__len__",
+    "isolation.Isolated.inside",
+    "isolation.Isolated._in_place",
+    "isolation.Parts.__iter__",
+    "isolation.Parts.__next__",
+    "isolation.Parts._begin",
+    "isolation.Parts.close",
+    "isolation.SizedParts.__len__",
     "bodies.TeeInput.__iter__",
     "bodies.TeeInput.__next__",
     "bodies.TeeInput.__getattr__",
     "request.RequestTrace.__str__",  # for the server's log, not for the response
+    "unrecorded.UnrecordedRequest.__str__",
 }
 # Public functions that an application calls by itself.
 CALLED = {
@@ -294,7 +300,7 @@ def test_a_failure_is_counted(injected: Any) -> None:
     before = tracemw.stats()["failures"].get("TraceMiddleware._open", 0)
     with capture_traces() as traces:
         app = tracemw.TraceMiddleware(asgi_app)
-        injected("identity.IdentityReader.from_asgi")
+        injected("identity.IdentityReader.values_in_asgi")
         asgi_conversation(app, "/")
         after = tracemw.stats()["failures"]["TraceMiddleware._open"]
     assert after == before + 1
