@@ -158,9 +158,7 @@ class TraceMiddleware:
         if self._options.get("user") is None and not self._attached.knows_more_than(request.resolver.adapter):
             self._covered_by = request.resolver
             return
-        tracer = self._tracer
-        if tracer is None or self._generation != config.generation():
-            tracer = self._compile(scope)
+        tracer = self._tracer_now(scope)
         if tracer is not None:
             request.also_known_to(tracer, scope)
 
@@ -185,11 +183,9 @@ class TraceMiddleware:
 
     @guarded()
     def _open(self, scope: Scope) -> Connection | UnrecordedRequest | None:
-        tracer = self._tracer
-        if tracer is None or self._generation != config.generation():
-            tracer = self._compile(scope)
-            if tracer is None:
-                return None
+        tracer = self._tracer_now(scope)
+        if tracer is None:
+            return None
         values = tracer.identity.values_in_asgi(scope.get("headers") or ())
         method = "WS" if scope["type"] == "websocket" else scope.get("method", "")
         client = scope.get("client")
@@ -204,6 +200,11 @@ class TraceMiddleware:
             return request
         self._attached.keep_prepared()
         return Exchange(request, tracer, scope) if method != "WS" else Socket(request, tracer)
+
+    def _tracer_now(self, scope: Scope) -> RequestTracer | None:
+        if self._tracer is None or self._generation != config.generation():
+            return self._compile(scope)
+        return self._tracer
 
     def _compile(self, scope: Scope) -> RequestTracer | None:
         """Make the tracer of the settings that are in force now; None where nothing is to be traced here."""

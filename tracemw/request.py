@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, MutableMapping
 from time import perf_counter_ns
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode
@@ -24,6 +24,7 @@ from tracemw.failure import EVENT, MESSAGE, TYPE, outcome_of, outcome_of_request
 from tracemw.guard import guarded
 from tracemw.logging import describe
 from tracemw.record import LATE_FAILED, TraceRecord, current_record
+from tracemw.resolving import Resolver, Resolving
 from tracemw.runtime import runtime_of
 
 # Under this key of the scope or environ stands the request's trace: whoever finds it there enriches it.
@@ -35,56 +36,7 @@ GONE: Final[Mapping[str, Any]] = {}
 _REDACTED_LATER: Final = frozenset({"url.query", REQUEST, RESPONSE})
 
 
-class Adapted(Protocol):
-    """What a request's trace asks about the framework that handles it."""
-
-    def route(self, carrier: Mapping[str, Any]) -> str | None:
-        """Return the template of the route that the framework chose."""
-
-    def user(self, carrier: Mapping[str, Any]) -> str | None:
-        """Return the user as server code knows it."""
-
-    def chosen_user(self, carrier: Mapping[str, Any]) -> str | None:
-        """Return the user as the application's own option tells it, whatever the framework knows."""
-
-
-class Resolver(Adapted, Protocol):
-    """The same, asked with the settings in mind."""
-
-    adapter: Any
-    knows_users: bool
-    response_headers: bool
-
-
-class Known:
-    """What a framework, or several, know of a request.
-
-    Attributes:
-        resolver: Asked first.
-    """
-
-    resolver: Resolver
-    _carrier: Mapping[str, Any]
-    _inner: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ()
-
-    def also_known_to(self, inner: Adapted, carrier: Mapping[str, Any]) -> None:
-        """Ask somebody further inside where nobody here knows route or user; they may see another carrier, too."""
-        self._inner = (*(known for known in self._inner if known[0] is not inner), (inner, carrier))
-
-    def known_user(self) -> str | None:
-        """Return the user; all options are asked before all frameworks, and whoever is further out first."""
-        if not self._inner:
-            return self.resolver.user(self._carrier)
-        asked: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ((self.resolver, self._carrier), *self._inner)
-        users = (who.chosen_user(carrier) for who, carrier in asked)
-        chosen = next((user for user in users if user is not None), None)
-        if chosen is not None:
-            return chosen
-        users = (who.user(carrier) for who, carrier in asked)
-        return next((user for user in users if user is not None), None)
-
-
-class RequestTrace(Known):
+class RequestTrace(Resolving):
     """One request's trace while the request runs.
 
     Attributes:

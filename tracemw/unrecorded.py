@@ -21,7 +21,8 @@ from tracemw.identity import NOBODY, Identity, IdentityReader, Values
 from tracemw.logging import describe
 from tracemw.pipeline import current as pipeline
 from tracemw.record import TraceRecord, current_record
-from tracemw.request import GONE, Known, Resolver
+from tracemw.request import GONE
+from tracemw.resolving import Resolver, Resolving
 
 _random: Final = random.Random()  # not the application's, which may be seeded
 if hasattr(os, "register_at_fork"):
@@ -46,7 +47,7 @@ def _lazy(make: Callable[[Any], Any]) -> Any:
     return _Lazy(make)
 
 
-class UnrecordedRequest(TraceRecord, Known):
+class UnrecordedRequest(TraceRecord, Resolving):
     """A request that is not recorded, while it runs; it is its own record.
 
     Args:

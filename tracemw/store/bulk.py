@@ -13,6 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 ROWS = 1024  # in one statement at most
+FEW = 16  # rows that go into one statement, whatever their number
 
 
 def insert(
@@ -34,11 +35,11 @@ def insert(
 
 
 def _split(rows: list[Sequence[Any]], size: int) -> Iterator[list[Sequence[Any]]]:
-    """Split rows into parts whose lengths are powers of two: few different statements to prepare."""
+    """Split rows into parts whose lengths are powers of two, or few: not many different statements to prepare."""
     begin = 0
-    while begin < len(rows):
-        while size > len(rows) - begin:
-            size >>= 1
+    while (rest := len(rows) - begin) > 0:
+        while size > rest:
+            size = rest if rest <= FEW else size >> 1
         yield rows[begin : begin + size]
         begin += size
 
