@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import subprocess
 import sys
@@ -73,6 +74,26 @@ def test_all_that_is_queued_is_written() -> None:
     assert len(sink.spans) == 2000
     assert len({row.trace_id for row in sink.traces}) == 400
     assert pipeline.stats()["written_spans"] == 2000
+    assert pipeline.close()
+
+
+def test_what_comes_while_a_batch_is_written_waits_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans that trickle in while the writer is at it are written together, not each in a write of its own."""
+    monkeypatch.setattr(writer, "INTERVAL", 0.2)
+    times: list[float] = []
+
+    class Trickle(ListSink):
+        def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
+            times.append(time.monotonic())
+            super().write(traces, spans)
+            if len(times) < 4:
+                put(pipeline, 1)
+
+    pipeline = Pipeline(Trickle(), Settings())
+    put(pipeline, 1)
+    wait_for(lambda: len(times) == 4, 10)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times[1:])]
+    assert min(gaps) > 0.15  # the first write may come at once
     assert pipeline.close()
 
 

@@ -249,7 +249,11 @@ class Pipeline:
             pass
 
     def _write_batch(self) -> bool:
-        """Encode and write what is queued, in batches; False when the sink refused."""
+        """Encode and write what is queued, in batches; False when the sink refused.
+
+        The few that came while it was written wait for the next time, unless somebody waits for them: one by one
+        they would cost several times as much, and keep the requests from the interpreter all the time.
+        """
         stored = True
         while True:
             items, markers = self._take()
@@ -265,7 +269,7 @@ class Pipeline:
             finally:  # after a defect of ours, too: whoever waits asks again
                 for marker in markers:
                     marker.done.set()
-            if not self._queue:
+            if not self._queue or (len(self._queue) < BATCH and not self._hurried):
                 return stored
 
     def _take(self) -> tuple[list[Any], list[_Marker]]:
