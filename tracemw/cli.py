@@ -17,7 +17,7 @@ import click
 
 from tracemw import views
 from tracemw.errors import FilterError, SettingError, StoreError, TracemwError
-from tracemw.settings import DEFAULT_DESTINATION, Settings, variable
+from tracemw.settings import DEFAULT_DESTINATION, Settings, from_environment, variable
 from tracemw.store import Store, StoredTrace, open_store
 from tracemw.store.errors import is_missing
 from tracemw.store.filter import Where, compile_filter
@@ -299,8 +299,6 @@ def purge(
       tracemw purge --older-than 2d
       tracemw purge --where "route = '/health'" --yes
     """
-    from tracemw.settings import from_environment
-
     limits = from_environment()
     try:
         age = seconds_of(older_than) if older_than else None
@@ -342,7 +340,6 @@ def deliver(
     """
     from tracemw.config import effective_destination, is_remote
     from tracemw.pipeline.delivery import run_deliverer
-    from tracemw.settings import from_environment
 
     to = destination or effective_destination(from_environment())
     if not is_remote(to):
