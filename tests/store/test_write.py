@@ -404,3 +404,10 @@ def test_a_batch_is_few_statements(store: Store, variables: int | None, monkeypa
     assert store.read("SELECT count(*) FROM outbox") == [(500,)]
     assert [found.row for found in store.search("tags.late = 'yes'", max_results=500).traces] == traces[::-1]
     assert span(77, 2) in stored(store, 77).spans
+
+
+def test_the_text_of_an_escape(store: Store) -> None:
+    """JSON text in a tag or the metadata may have an escape of NUL in it: it is text, and stored as it is."""
+    text = '{"key": "a\\u0000b"}'
+    store.write([trace(1, tags={"t": text}, metadata={"m": text})], [])
+    assert [found.row.tags["t"] + found.row.metadata["m"] for found in store.search().traces] == [text * 2]

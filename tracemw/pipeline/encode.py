@@ -13,7 +13,7 @@ from tracemw.bodies import REQUEST, RESPONSE
 from tracemw.capture import Redactor, redact_json_text, redact_text
 from tracemw.previews import request_preview, response_preview
 from tracemw.record import TraceRecord
-from tracemw.store.codec import within
+from tracemw.store.codec import json_encoder, within
 from tracemw.store.rows import SpanRow, TraceRow
 
 SPAN_TYPE: Final = "mlflow.spanType"
@@ -22,7 +22,7 @@ MLFLOW_SCOPE: Final = "mlflow.tracing.provider"  # of spans of MLflow's API: eac
 MAX_URL: Final = 8192  # characters of a path and of a query string that are stored
 NO_ERRORS: Final = frozenset({"disconnected", "cancelled", "interrupted"})
 
-_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str).encode
+_dumps = json_encoder(allow_nan=False, default=str)
 
 
 def span_row(record: TraceRecord | None, span: ReadableSpan, redactor: Redactor) -> SpanRow:
