@@ -33,6 +33,7 @@ ROUTES = [
 ]
 STEPS = ["retrieve", "embed", "rerank", "generate", "db.query", "cache.get", "http.get"]
 TYPES = ["RETRIEVER", "EMBEDDING", "RERANKER", "LLM", "TOOL", None]
+NEEDLE = {"needle": "1", "mlflow.linkedPrompts": '[{"name": "qa", "version": "3"}]'}
 TEXT = "the quick brown fox jumps over the lazy dog and asks the model a question about its order number ".split()
 
 Batch = tuple[list[TraceRow], list[SpanRow]]
@@ -76,7 +77,7 @@ def trace(number: int, start: int) -> tuple[TraceRow, list[SpanRow]]:
             "mlflow.source.git.commit": "5f7a70a9" * 5,
             "flag.new_ranker": "on" if canary else "off",
         },
-        {"team": random.choice(["search", "chat"])} | ({"needle": "1"} if number % 1000 == 500 else {}),
+        {"team": random.choice(["search", "chat"])} | (NEEDLE if number % 1000 == 500 else {}),
     )  # fmt: skip
     count = 3 + (number % 3 == 0)
     spans = [span(trace_id, root_id, None, row.name, "SERVER", start, duration, failed, question, answer)]
@@ -101,7 +102,9 @@ def span(
         "mlflow.spanOutputs": json.dumps({"answer": answer}),
         "model": "local",
         "tokens": len(answer),
-    }
+        "temperature": random.choice([0, 0.2, 0.7]),
+        "cached": random.random() < 0.5,
+    } | ({"needle": 1, "shard": "s-7"} if random.random() < 0.0003 else {})
     return SpanRow(
         trace_id, span_id, parent, name, kind_of_step, kind, start, start + length, "ERROR" if failed else "UNSET",
         "it failed" if failed else None, json.dumps(attributes), "[]", "[]", "tracemw",
@@ -184,6 +187,18 @@ def key(name: str) -> str:
     return f"json_extract(metadata, '$.\"{name}\"')"
 
 
+def of_spans(condition: str) -> str:
+    """Return the plain SQL for traces with a span that meets a condition."""
+    return f"trace_id IN (SELECT trace_id FROM spans WHERE {condition})"
+
+
+def attribute(name: str, value: str) -> str:
+    """Return the plain SQL for traces with a span that has an attribute."""
+    return of_spans(f"json_extract(attributes, '$.{name}') = {value}")
+
+
+PROMPT = "json_extract(tags, '$.\"mlflow.linkedPrompts\"')"
+WHOLE = "start_ns / 1000000 + duration_ns / 1000000"
 QUESTIONS: list[tuple[str, str | None, str, float | None]] = [
     ("latest 50", None, "1", 5),
     ("two keys and state", "metadata.region = 'eu' AND metadata.app_version = '1.7.0' AND state = 'ERROR'",
@@ -212,26 +227,54 @@ QUESTIONS: list[tuple[str, str | None, str, float | None]] = [
     ("slower than 2 s", "execution_time > 2s", "duration_ns > 2000000000", None),
     ("last hour, one version", "timestamp > {hour} AND metadata.app_version = '1.7.0'",
      f"start_ns > {END - 3600 * SECOND} AND {key('app_version')} = '1.7.0'", None),
-    # What no index answers: every trace or span is read, unless another condition narrows it (docs/searching.md).
-    ("absent attribute of a span", "span.attributes.model = 'remote'",
-     "trace_id IN (SELECT trace_id FROM spans WHERE json_extract(attributes, '$.model') = 'remote')", None),
-    ("the same, last hour", "timestamp > {hour} AND span.attributes.model = 'remote'",
-     f"start_ns > {END - 3600 * SECOND} AND trace_id IN"
-     " (SELECT trace_id FROM spans WHERE json_extract(attributes, '$.model') = 'remote')", None),
-    ("the same, one user", "user = 'u-77' AND span.attributes.model = 'remote'",
-     "user_id = 'u-77' AND trace_id IN"
-     " (SELECT trace_id FROM spans WHERE json_extract(attributes, '$.model') = 'remote')", None),
+    ("attribute of a span", "span.attributes.model = 'local'", attribute("model", "'local'"), 5),
+    ("attribute, a number", "span.attributes.tokens = 130", attribute("tokens", "130"), 5),
+    ("attribute, a fraction", "span.attributes.temperature = 0.7", attribute("temperature", "0.7"), 5),
+    ("attribute, true", "span.attributes.cached = 'true'", attribute("cached", "1"), 5),
+    ("attribute (0.1 %)", "span.attributes.shard = 's-7'", attribute("shard", "'s-7'"), 5),
+    ("attribute, a number (0.1 %)", "span.attributes.needle = 1", attribute("needle", "1"), 5),
+    ("attribute, one of", "span.attributes.shard IN ('s-6', 's-7')", attribute("shard", "'s-7'"), 5),
+    ("absent attribute", "span.attributes.model = 'remote'", attribute("model", "'remote'"), 1),
+    ("absent attribute, a number", "span.attributes.tokens = 99999", attribute("tokens", "99999"), 1),
+    ("absent attribute, a fraction", "span.attributes.temperature = 0.3", attribute("temperature", "0.3"), 1),
+    ("absent attribute, true", "span.attributes.streamed = 'true'", attribute("streamed", "1"), 1),
+    ("absent attribute, one of", "span.attributes.model IN ('a', 'b')", attribute("model", "'a'"), 1),
+    ("status of a span, OK", "span.status = 'OK'", of_spans("status = 'UNSET'"), 5),
+    ("status of a span, ERROR", "span.status = 'ERROR'", of_spans("status = 'ERROR'"), 5),
     ("absent status of a span", "span.status = 'UNSET'",
-     "trace_id IN (SELECT trace_id FROM spans WHERE status = 'UNSET' AND instr(attributes, 'tracemw.outcome'))",
-     None),
+     of_spans("status = 'UNSET' AND instr(attributes, 'tracemw.outcome')"), 1),
+    ("spans without a type", "span.type = 'UNKNOWN'", of_spans("span_type IS NULL"), 5),
+    ("absent type of a span", "span.type = 'AGENT'", of_spans("span_type = 'AGENT'"), 1),
+    ("duration of a span", "span.execution_time = 20", of_spans("(end_ns - start_ns) / 1000000 = 20"), 5),
     ("absent duration of a span", "span.execution_time = 99999999",
-     "trace_id IN (SELECT trace_id FROM spans WHERE end_ns - start_ns >= 99999999000000)", None),
-    ("absent text", "text CONTAINS 'zzzz'",
-     "trace_id IN (SELECT trace_id FROM spans WHERE attributes LIKE '%zzzz%')", None),
-    ("absent request", "request = 'nothing'", "request_preview = 'nothing'", None),
-    ("absent prompt", "prompt = 'a/1'", "json_extract(tags, '$.\"mlflow.linkedPrompts\"') IS NOT NULL", None),
-    ("absent end", "end_time = 5", "(start_ns + duration_ns) / 1000000 = 5", None),
-    ("absent duration", "execution_time = 99999999", "duration_ns / 1000000 = 99999999", None),
+     of_spans("end_ns - start_ns >= 99999999000000"), 1),
+    ("duration", "execution_time = 55", "duration_ns / 1000000 = 55", 5),
+    ("absent duration", "execution_time = 99999999", "duration_ns / 1000000 = 99999999", 1),
+    ("end", "end_time = {end}", f"{WHOLE} = {{end}}", 5),
+    ("absent end", "end_time = 5", f"{WHOLE} = 5", 1),
+    ("request", "request = '{request}'", "request_preview = '{request}'", 5),
+    ("absent request", "request = 'nothing'", "request_preview = 'nothing'", 1),
+    ("response", "response = '{response}'", "response_preview = '{response}'", 5),
+    ("absent response", "response = 'nothing'", "response_preview = 'nothing'", 1),
+    ("prompt (0.1 %)", "prompt = 'qa/3'", f"{PROMPT} IS NOT NULL", 5),
+    ("absent prompt", "prompt = 'qa/4'", f"{PROMPT} = 'nothing'", 1),
+    # What no index answers: every trace or span is read, unless another condition narrows it (docs/searching.md).
+    ("part of an attribute", "span.attributes.model LIKE 'remote%'", of_spans("attributes LIKE '%\"remote%'"),
+     None),
+    ("the same, last hour", "timestamp > {hour} AND span.attributes.model LIKE 'remote%'",
+     f"start_ns > {END - 3600 * SECOND} AND " + of_spans("attributes LIKE '%\"remote%'"), None),
+    ("the same, last day", "timestamp > {day} AND span.attributes.model LIKE 'remote%'",
+     f"start_ns > {END - 24 * 3600 * SECOND} AND " + of_spans("attributes LIKE '%\"remote%'"), None),
+    ("the same, one user", "user = 'u-77' AND span.attributes.model LIKE 'remote%'",
+     "user_id = 'u-77' AND " + of_spans("attributes LIKE '%\"remote%'"), None),
+    ("the same, failed", "status = 'ERROR' AND span.attributes.model LIKE 'remote%'",
+     "state = 'ERROR' AND " + of_spans("attributes LIKE '%\"remote%'"), None),
+    ("the same, one name", "span.name = 'rerank' AND span.attributes.model LIKE 'remote%'",
+     of_spans("name = 'rerank' AND attributes LIKE '%\"remote%'"), None),
+    ("slow spans", "span.execution_time > 99999999", of_spans("end_ns - start_ns > 99999999000000"), None),
+    ("absent text", "text CONTAINS 'zzzz'", of_spans("attributes LIKE '%zzzz%'"), None),
+    ("part of a request", "request LIKE 'nothing%'", "request_preview LIKE 'nothing%'", None),
+    ("later end", "end_time > 9999999999999", f"{WHOLE} > 9999999999999", None),
     ("not, or, in", "NOT state = 'OK' AND (metadata.region IN ('eu', 'us') OR tags.team = 'chat')",
      f"state <> 'OK' AND ({key('region')} IN ('eu', 'us') OR json_extract(tags, '$.team') = 'chat')", None),
 ]  # fmt: skip
@@ -239,9 +282,19 @@ QUESTIONS: list[tuple[str, str | None, str, float | None]] = [
 
 def ask(store: Store, plain: Plain) -> Iterator[tuple[str, float, float | None, float | None]]:
     """Yield each question with the store's time, the plain tables', and what the store's may be."""
-    hour = (END - 3600 * SECOND) // 1_000_000
+    known = store.search("client_request_id = 'req-00000777'").traces[0].row
+    values = {
+        "{hour}": str((END - 3600 * SECOND) // 1_000_000),
+        "{day}": str((END - 24 * 3600 * SECOND) // 1_000_000),
+        "{end}": str(known.start_ns // 1_000_000 + (known.duration_ns or 0) // 1_000_000),
+        "{request}": known.request_preview or "",
+        "{response}": known.response_preview or "",
+    }
     for name, text, condition, goal in QUESTIONS:
-        filter_string = text.replace("{hour}", str(hour)) if text else None
+        filter_string = text
+        for written, value in values.items():
+            filter_string = filter_string and filter_string.replace(written, value)
+            condition = condition.replace(written, value)
         found = len(store.search(filter_string, max_results=50, include_spans=False).traces)
         expected = plain.search(condition)
         if found != expected:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.store.rows import START, span, trace, trace_id
 from tracemw.errors import FilterError, StoreError
-from tracemw.store import Store, open_store, patience, tokens
+from tracemw.store import Store, open_store, patience, reindex, tokens
 from tracemw.store.errors import explained
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
@@ -417,7 +417,7 @@ def check_migrated(store: Store) -> None:
     assert [(letter.id, letter.attempts, letter.reason) for letter in store.outbox_dead()] == [(1, 2, "refused")]
     assert store.read("SELECT owner FROM lease") == [("me",)]
     assert store.read("SELECT count(DISTINCT start_key) FROM traces") == [(2,)]
-    assert store.read("PRAGMA user_version") == [(2,)]
+    assert store.read("PRAGMA user_version") == [(3,)]
     assert store.read("PRAGMA integrity_check") == [("ok",)]
 
 
@@ -434,6 +434,161 @@ def test_an_older_file_is_migrated_in_place() -> None:
         assert store.delete(trace_ids=[trace_id(n) for n in (1, 2, 3)]) == 3
     with open_store("sqlite:///store.db") as store:
         assert store.search().traces == []
+
+
+# Layout 2, with the words and documents that it had.
+SECOND_LAYOUT = """
+CREATE TABLE traces (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, trace_id TEXT NOT NULL UNIQUE, start_key INTEGER NOT NULL,
+    root_span_id TEXT, has_parent INTEGER NOT NULL, name TEXT NOT NULL, start_ns INTEGER NOT NULL,
+    duration_ns INTEGER, state TEXT NOT NULL, outcome TEXT, method TEXT, route TEXT, status_code INTEGER,
+    client_request_id TEXT, session_id TEXT, user_id TEXT, environment TEXT, version TEXT, deployment TEXT,
+    region TEXT, request_preview TEXT, response_preview TEXT, metadata TEXT NOT NULL, tags TEXT NOT NULL,
+    words TEXT NOT NULL, other_error INTEGER NOT NULL, revision INTEGER NOT NULL
+);
+CREATE INDEX traces_by_time ON traces (
+    start_key, state, duration_ns, version, region, deployment, environment, route
+);
+CREATE TABLE spans (
+    id INTEGER PRIMARY KEY, trace INTEGER NOT NULL REFERENCES traces (id), span_id TEXT NOT NULL, parent_id TEXT,
+    name TEXT NOT NULL, span_type TEXT, kind TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
+    status TEXT NOT NULL, status_message TEXT, attributes TEXT NOT NULL, events TEXT NOT NULL, links TEXT NOT NULL,
+    scope TEXT, UNIQUE (trace, span_id)
+);
+CREATE TABLE outbox (
+    trace INTEGER PRIMARY KEY REFERENCES traces (id), attempts INTEGER NOT NULL, due_ns INTEGER NOT NULL,
+    reason TEXT, dead INTEGER NOT NULL
+);
+CREATE TABLE lease (name TEXT PRIMARY KEY, owner TEXT NOT NULL, expires_ns INTEGER NOT NULL);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO traces VALUES
+    (1, '00000000000000000000000000000001', 1750000000001000000, 'f000000000000001', 0, 'GET /items/{id}',
+     1750000000001000000, 5000000, 'OK', 'completed', 'GET', '/items/{id}', 200, 'req-1', 's-1', 'jane', NULL,
+     '1.0.0', NULL, NULL, 'question', 'answer', '{"app_version":"1.0.0"}', '{"k":"v"}',
+     'sname=^g^e^t%20/items/%7bid%7d sname=step ytype=^t^o^o^l', 0, 1),
+    (2, '00000000000000000000000000000002', 1750000000002000000, 'f000000000000002', 0, 'GET /items/{id}',
+     1750000000002000000, 12900000, 'ERROR', 'completed', 'GET', '/items/{id}', 200, 'req-2', 's-1', 'jane', NULL,
+     '1.0.0', NULL, NULL, 'question', 'answer', '{"app_version":"1.0.0"}', '{}',
+     'sname=^g^e^t%20/items/%7bid%7d', 0, 1),
+    (3, '00000000000000000000000000000003', 1750000000003000001, NULL, 0, 'step', 1750000000003000001, NULL,
+     'IN_PROGRESS', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '{}', '{}',
+     'sname=step ytype=^t^o^o^l', 0, 1);
+INSERT INTO spans VALUES
+    (1, 1, 'f000000000000001', NULL, 'GET /items/{id}', NULL, 'SERVER', 1750000000001000000, 1750000000001001000,
+     'UNSET', NULL, '{"model":"local","tokens":120}', '[]', '[]', 'tracemw'),
+    (2, 1, '0000000000000001', 'f000000000000001', 'step', 'TOOL', 'INTERNAL', 1750000000001000001,
+     1750000000008000001, 'UNSET', NULL, '{"k":3}', '[]', '[]', 'tracemw'),
+    (3, 2, 'f000000000000002', NULL, 'GET /items/{id}', NULL, 'SERVER', 1750000000002000000, 1750000000002001000,
+     'ERROR', NULL, '{}', '[]', '[]', 'tracemw'),
+    (4, 3, '0000000000000001', 'f000000000000003', 'step', 'TOOL', 'INTERNAL', 1750000000003000001,
+     1750000000003001001, 'UNSET', NULL, '{}', '[]', '[]', 'tracemw');
+PRAGMA application_id=1953656183;
+PRAGMA user_version=2;
+"""
+SECOND_INDEX = """
+CREATE VIRTUAL TABLE tokens USING fts5(
+    words, content='', detail=none, columnsize=0, tokenize="ascii tokenchars '._-/:=^%#'"
+);
+INSERT INTO tokens (rowid, words) VALUES
+    (1750000000001000000, 'mapp_version=1.0.0 tk=v cname=^g^e^t%20/items/%7bid%7d cstate=^o^k coutcome=completed '
+     || 'cmethod=^g^e^t croute=/items/%7bid%7d cstatus_code=200 cclient_request_id=req-1 csession_id=s-1 '
+     || 'cuser_id=jane sname=^g^e^t%20/items/%7bid%7d sname=step ytype=^t^o^o^l'),
+    (1750000000002000000, 'mapp_version=1.0.0 cname=^g^e^t%20/items/%7bid%7d cstate=^e^r^r^o^r coutcome=completed '
+     || 'cmethod=^g^e^t croute=/items/%7bid%7d cstatus_code=200 cclient_request_id=req-2 csession_id=s-1 '
+     || 'cuser_id=jane sname=^g^e^t%20/items/%7bid%7d'),
+    (1750000000003000001, 'cname=step cstate=^i^n_^p^r^o^g^r^e^s^s sname=step ytype=^t^o^o^l');
+INSERT INTO facts VALUES ('tokens', 'current');
+"""
+OF_SECOND = {
+    "span.name = 'step'": [3, 1], "span.type = 'TOOL'": [3, 1], "span.type = 'UNKNOWN'": [2, 1],
+    "span.attributes.model = 'local'": [1], "span.attributes.tokens = 120": [1], "span.attributes.k = '3'": [1],
+    "span.status = 'OK'": [3, 1], "span.status = 'ERROR'": [2], "span.execution_time = 7": [1],
+    "execution_time = 12": [2], "request = 'question'": [2, 1], "end_time = 1750000000006": [1],
+    "user = 'jane' AND span.name = 'step'": [1], "tags.k = 'v'": [1], "state = 'ERROR'": [2],
+    "span.attributes.model = 'remote'": [], "span.name = 'none'": [],
+}  # fmt: skip
+
+
+@pytest.fixture
+def second_file() -> None:
+    """A store as version 2 of the layout had it."""
+    with closing(sqlite3.connect("store.db")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(SECOND_LAYOUT + (SECOND_INDEX if tokens.supported() else ""))
+
+
+def check_second(store: Store) -> None:
+    """Everything of that file is found by everything that is told of it."""
+    for text, ids in OF_SECOND.items():
+        assert [t.id for t in store.search(text).traces] == ids, text
+
+
+def left_to_index(store: Store) -> int:
+    """Return how many traces have the words of layout 2."""
+    return int(store.read("SELECT count(*) FROM traces WHERE instr(words, '|') = 0")[0][0])
+
+
+@pytest.mark.usefixtures("second_file")
+def test_the_second_layout_is_migrated_in_place() -> None:
+    """A small file has its new words when it is open, and can be used like any other."""
+    with open_store("sqlite:///store.db") as store:
+        assert left_to_index(store) == 0
+        check_second(store)
+        store.write([trace(3)], [span(3, attributes='{"model":"remote"}')])
+        assert [t.id for t in store.search("span.attributes.model = 'remote'").traces] == [3]
+        assert store.delete(trace_ids=[trace_id(n) for n in (1, 2, 3)]) == 3
+        assert store.read("PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.usefixtures("second_file")
+def test_a_large_file_is_indexed_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, between and after the parts of it everything is found; writing, patching and deleting go on."""
+    monkeypatch.setattr(reindex, "MOMENT", -1.0)
+    monkeypatch.setattr(reindex, "TRACES", 1)
+    with open_store("sqlite:///store.db") as store:
+        for left in (3, 2, 1, 0):
+            assert left_to_index(store) == left
+            check_second(store)
+            with store._writing() as connection:
+                assert reindex.step(connection) == bool(left)
+        assert {t.revision for t in store.search().traces} == {1}
+
+
+@pytest.mark.usefixtures("second_file")
+def test_old_words_are_replaced_with_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace that gets a span gets its words; one that is patched or deleted keeps the old ones until then."""
+    monkeypatch.setattr(reindex, "MOMENT", -1.0)
+    with open_store("sqlite:///store.db") as store:
+        store.write([], [span(1, 2, name="more", attributes='{"n":1}')])
+        store.patch(trace_id(2), tags={"a": "b"})
+        store.write([trace(4)], [span(4)])
+        assert left_to_index(store) == 2
+        assert store.delete(trace_ids=[trace_id(3)]) == 1
+        store.reindex()
+        assert left_to_index(store) == 0
+        for text, ids in {
+            "span.name = 'more'": [1], "span.attributes.n = 1": [1], "span.attributes.model = 'local'": [1],
+            "tags.a = 'b' AND span.status = 'ERROR'": [2], "span.name = 'step'": [1], "execution_time = 5": [4, 1],
+        }.items():  # fmt: skip
+            assert [t.id for t in store.search(text).traces] == ids, text
+        store.delete(trace_ids=[trace_id(n) for n in (1, 2, 4)])
+        if tokens.supported():
+            with store._pool.connection() as connection:
+                connection.execute("CREATE VIRTUAL TABLE temp.left USING fts5vocab(main, tokens, row)")
+                assert connection.execute("SELECT term FROM temp.left").fetchall() == []
+
+
+@pytest.mark.skipif(not tokens.supported(), reason="needs FTS5")
+@pytest.mark.usefixtures("second_file")
+def test_the_second_layout_without_fts5(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is migrated where Python's SQLite lacks FTS5 is indexed where it has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "supported", lambda: False)
+        with open_store("sqlite:///store.db") as store:
+            check_second(store)
+    with open_store("sqlite:///store.db") as store:
+        assert store.read("SELECT value FROM facts WHERE name = 'tokens'") == [("current",)]
+        check_second(store)
 
 
 @pytest.mark.usefixtures("old_file")

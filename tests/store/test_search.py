@@ -197,11 +197,13 @@ def steps(store: Store, filter_string: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "slow", ["span.attributes.k = 'x'", "span.status = 'UNSET'", "prompt = 'a/1'", "end_time = 5"]
+    "slow", ["span.attributes.k LIKE 'x%'", "span.status != 'OK'", "request LIKE 'x%'", "end_time < 5"]
 )
 @pytest.mark.parametrize("narrow", ["user = 'u-7'", f"timestamp < {START // MS + 5}"])
 def test_what_narrows_a_search_comes_first(store: Store, slow: str, narrow: str) -> None:
     """A condition that reads every trace or span reads only those that an index or a time leaves."""
+    if "user" in narrow and not tokens.supported():
+        pytest.skip("needs FTS5")
     store.write([trace(n, user_id=f"u-{n}") for n in range(1000)], [span(n) for n in range(1000)])
     alone = steps(store, slow)
     assert 0 < steps(store, f"{slow} AND {narrow}") < alone / 10

@@ -1,4 +1,4 @@
-"""Keeps the store within its limits of age and size, beside the writer and never in its way."""
+"""Keeps the store within its limits of age and size, and indexed, beside the writer and never in its way."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class Retention:
 
     def _purge(self, store: Store) -> None:
         try:
+            store.reindex()
             store.purge(self._max_age, self._max_size)
         except StoreError:
             pass  # the writer meets the same trouble and tells of it

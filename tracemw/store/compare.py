@@ -142,18 +142,15 @@ def _operand(by: str) -> Operand:
 def _query(reader: Reader, where: Where, columns: str, operand: Sql) -> Sql:
     """Return the query for these columns of the traces of a filter."""
     params = (*operand[1], *where.params)
-    if where.match is not None and _few(reader, where.match):
+    match = tokens.expression(reader.read, where)
+    if match is not None and _few(reader, match):
         tables = "tokens CROSS JOIN traces AS t ON t.start_key = tokens.rowid"
         sql = f"SELECT {columns} FROM {tables} WHERE tokens MATCH ? AND ({where.sql})"
-        return sql, (*operand[1], where.match, *where.params)
+        return sql, (*operand[1], match, *where.params)
     return f"SELECT {columns} FROM traces AS t WHERE {where.sql}", params
 
 
 def _few(reader: Reader, match: str) -> bool:
-    if not tokens.supported() or not reader.read(
-        "SELECT 1 FROM facts WHERE name = 'tokens' AND value = 'current'"
-    ):
-        return False
     hits = "SELECT count(*) FROM (SELECT 1 FROM tokens WHERE tokens MATCH ? LIMIT ?)"
     return bool(reader.read(hits, (match, FEW_HITS))[0][0] < FEW_HITS)
 

@@ -9,9 +9,10 @@ from fractions import Fraction
 from typing import NoReturn
 
 from . import values
-from .fields import PROMPTS_TAG, Operand
+from .fields import Operand
 from .grammar import Comparison, Value, fail, nearest
 from .match import MAX_PATTERN, Param, Pattern, Sql, check_regex
+from .words import PROMPTS_TAG
 
 SHORT_LIST = 8  # values of IN that become parameters of their own
 
@@ -64,7 +65,7 @@ def condition(text: str, now_ms: int, node: Comparison, operand: Operand) -> Sql
         return _prompt(text, node)
     if operand.kind in ("time", "duration", "end"):
         return _amount(text, now_ms, node, operand)
-    if operand.kind == "number" or (operand.kind == "attribute" and _is_numeric(node)):
+    if operand.kind == "number" or (operand.kind == "attribute" and is_numeric(node)):
         return _number(text, node, operand)
     return _text(text, node, operand)
 
@@ -129,7 +130,8 @@ def plain_of(text: str, value: Value, operand: Operand) -> str:
     return plain.removeprefix("tr-") if operand.kind == "id" else plain
 
 
-def _is_numeric(node: Comparison) -> bool:
+def is_numeric(node: Comparison) -> bool:
+    """True where an attribute of a span is compared as a number."""
     by_value = node.operator in ("=", "!=", "IN") and all(value.kind == "number" for value in node.values)
     return node.operator in _ORDERED or by_value
 
@@ -150,17 +152,18 @@ def _amount(text: str, now_ms: int, node: Comparison, operand: Operand) -> Sql:
     As in MLflow, what is compared are whole milliseconds (12.9 ms are 12); only a duration written with a finer
     unit is compared to the nanosecond. A range of the column does it, which an index can serve.
     """
-    value, operator = node.values[0], node.operator
-    exact = False
-    if operand.kind == "duration":
-        limit, has_unit = values.duration_of(text, value)
-        exact = has_unit and limit.denominator != 1
-    else:
-        limit = values.time_of(text, value, now_ms)
+    limit, has_unit = amount_of(text, now_ms, node, operand)
     scale = 1 if operand.kind == "end" else _MS
-    if exact:
+    if has_unit and limit.denominator != 1:
         return _equal(operand.sql, node, [values.number_param(limit * scale)])
-    return _whole(operand.sql, operator, limit, scale)
+    return _whole(operand.sql, node.operator, limit, scale)
+
+
+def amount_of(text: str, now_ms: int, node: Comparison, operand: Operand) -> tuple[Fraction, bool]:
+    """Return the time or duration to compare with, in milliseconds, and whether it is a duration with a unit."""
+    if operand.kind == "duration":
+        return values.duration_of(text, node.values[0])
+    return values.time_of(text, node.values[0], now_ms), False
 
 
 def _whole(operand: Sql, operator: str, limit: Fraction, scale: int) -> Sql:

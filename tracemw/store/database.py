@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from tracemw.errors import FilterError, StoreError
 
-from . import outbox, reader, retention, troubles, writer
+from . import outbox, reader, reindex, retention, troubles, writer
 from .codec import cleaned_spans, cleaned_traces, within
 from .connections import Pool
 from .outbox import DeadLetter, OutboxStats
-from .patience import patiently
+from .patience import leave_free, patiently
 from .reader import Cursor
 from .rows import SpanRow, StoredPage, StoredTrace, TraceRow
 from .schema import prepare
@@ -221,6 +221,10 @@ class Store:
         self._shrink()
         return removed
 
+    def reindex(self) -> None:
+        """Give the traces of an older file the words that searches look for, a few at a time."""
+        reindex.finish(self._writing)
+
     @property
     def purged_undelivered(self) -> int:
         """How many traces this process removed by the limits before they were delivered."""
@@ -247,8 +251,8 @@ class Store:
             ids = excess.next_chunk(connection, undelivered)
             count = retention.remove(connection, ids) if ids else 0
         self._counts["purged_undelivered" if undelivered else "purged"] += count
-        if count:  # who waits for the lock looks for it now and then: leave it free as long as it was taken
-            time.sleep(min(0.1, time.perf_counter() - began))
+        if count:
+            leave_free(began)
         return count
 
     def _shrink(self) -> None:

@@ -12,7 +12,6 @@ from .grammar import Field, fail, nearest
 from .match import Sql
 
 TRACE_NAME_TAG: Final = "mlflow.traceName"
-PROMPTS_TAG: Final = "mlflow.linkedPrompts"
 
 _PREVIEWS = "(COALESCE(t.request_preview, '') || char(10) || COALESCE(t.response_preview, ''))"
 _CONTENT = (
@@ -33,7 +32,8 @@ class Operand:
             (milliseconds), `duration` (nanoseconds), `content` (JSON text), `attribute` (`number` is its other
             form), `prompt`, `assessment` or `issue` (which the store does not have).
         sql: The value, over `traces AS t` and, with `of_span`, `spans AS s`.
-        token: Kind and key of the word in the token index for an equal value.
+        token: Kind and key of the word in the token index for an equal value; the kinds are those of `tokens.py`
+            and, without a key but for attributes, those of `words.py`.
         number: For an attribute of a span, its value where that is a number.
         both: For `text`: what else is searched besides the spans' content.
     """
@@ -46,8 +46,8 @@ class Operand:
     both: Sql | None = None
 
 
-def _column(name: str, kind: str = "text") -> Operand:
-    return Operand(kind, (f"t.{name}", ()))
+def _column(name: str, kind: str = "text", word: str | None = None) -> Operand:
+    return Operand(kind, (f"t.{name}", ()), token=(word, "") if word else None)
 
 
 def _token_column(name: str, kind: str = "text") -> Operand:
@@ -59,8 +59,8 @@ def _promoted(key: str) -> Operand:
 
 
 _START = _column("start_key", "time")
-_END = Operand("end", ("(t.start_ns / 1000000 + COALESCE(t.duration_ns, 0) / 1000000)", ()))
-_DURATION = _column("duration_ns", "duration")
+_END = Operand("end", ("(t.start_ns / 1000000 + COALESCE(t.duration_ns, 0) / 1000000)", ()), token=("e", ""))
+_DURATION = _column("duration_ns", "duration", "d")
 _STATE = _token_column("state", "state")
 _NAME = _token_column("name")
 _SESSION = _token_column("session_id")
@@ -79,7 +79,7 @@ ATTRIBUTES: Final[dict[str, Operand]] = {
     "end_time_ms": _END,
     "request_id": _ID,
     "client_request_id": _token_column("client_request_id"),
-    "prompt": Operand("prompt", ("t.tags", ())),
+    "prompt": Operand("prompt", ("t.tags", ()), token=("p", "")),
     "text": Operand("content", (_CONTENT, ()), of_span=True, both=(_PREVIEWS, ())),
     # Ours.
     "trace_id": _ID,
@@ -100,18 +100,18 @@ ATTRIBUTES: Final[dict[str, Operand]] = {
     "route": _token_column("route"),
     "status_code": _token_column("status_code", "number"),
     "outcome": _token_column("outcome"),
-    "request": _column("request_preview"),
-    "request_preview": _column("request_preview"),
-    "response": _column("response_preview"),
-    "response_preview": _column("response_preview"),
+    "request": _column("request_preview", word="q"),
+    "request_preview": _column("request_preview", word="q"),
+    "response": _column("response_preview", word="r"),
+    "response_preview": _column("response_preview", word="r"),
 }
 RUN_ID_METADATA: Final = "mlflow.sourceRun"
 
-_SPAN_DURATION = Operand("duration", ("(s.end_ns - s.start_ns)", ()), of_span=True)
+_SPAN_DURATION = Operand("duration", ("(s.end_ns - s.start_ns)", ()), of_span=True, token=("d", ""))
 SPAN_FIELDS: Final[dict[str, Operand]] = {
-    "name": Operand("text", ("s.name", ()), of_span=True, token=("s", "name")),
-    "type": Operand("text", ("COALESCE(s.span_type, 'UNKNOWN')", ()), of_span=True, token=("y", "type")),
-    "status": Operand("state", (_SPAN_STATUS, ()), of_span=True),
+    "name": Operand("text", ("s.name", ()), of_span=True, token=("s", "")),
+    "type": Operand("text", ("COALESCE(s.span_type, 'UNKNOWN')", ()), of_span=True, token=("y", "")),
+    "status": Operand("state", (_SPAN_STATUS, ()), of_span=True, token=("u", "")),
     "content": Operand("content", (_CONTENT, ()), of_span=True),
     "execution_time": _SPAN_DURATION,
     "execution_time_ms": _SPAN_DURATION,
@@ -187,7 +187,8 @@ def _unknown_attribute(text: str, field: Field, name: str) -> NoReturn:
 def _span_field(text: str, field: Field, key: str) -> Operand:
     name = key.removeprefix("attributes.")
     if name != key and name:
-        return Operand("attribute", _attribute_text(name), of_span=True, number=_attribute_number(name))
+        number = _attribute_number(name)
+        return Operand("attribute", _attribute_text(name), of_span=True, token=("a", name), number=number)
     operand = SPAN_FIELDS.get(key)
     if operand is None:
         hint = nearest(key, SPAN_FIELDS) or f"; an attribute is written span.attributes.`{key}`"

@@ -16,18 +16,16 @@ from dataclasses import dataclass, field
 
 from tracemw.errors import FilterError
 
-from .conditions import condition, pattern_of, plain_of
+from . import candidates
+from .conditions import condition, pattern_of
 from .fields import ATTRIBUTES, Operand, resolve
 from .grammar import Comparison, Junction, Negation, Node, Ordering, fail, parse_filter, parse_order
 from .match import Param, Sql, register_functions
-from .tokens import quoted, span_words
-from .values import number_of
 
 __all__ = ["Order", "Where", "compile_filter", "compile_order", "register_functions"]
 
 MAX_CONDITIONS = 250
 MAX_PARAMS = 900  # SQLite before 3.32 takes 999
-MAX_WORDS = 64  # in the expression for the token index
 
 _MS = 1_000_000
 
@@ -40,11 +38,13 @@ class Where:
         sql: A condition over `traces AS t`; the connection needs `register_functions`.
         params: Its parameters.
         match: An expression for the token index that all traces of the filter satisfy, or None.
+        plain: The same without the short words of `words.py`.
     """
 
     sql: str
     params: tuple[Param, ...]
     match: str | None
+    plain: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,9 @@ def compile_filter(filter_string: str | None, *, now_ns: int | None = None) -> W
     sql, params = compiler.scope(node)
     if len(params) > MAX_PARAMS:
         raise FilterError("the filter has too many conditions; values for one field go into a list: IN ('a', 'b')")
-    return Where(sql, params, _match(compiler, node))
+    match = candidates.expression(filter_string, now_ms, compiler.operands, node)
+    plain = candidates.expression(filter_string, now_ms, compiler.operands, node, short=False)
+    return Where(sql, params, match, plain)
 
 
 def compile_order(order_by: Sequence[str] | str | None) -> Order:
@@ -240,40 +242,3 @@ def _join(word: str, parts: Sequence[Sql]) -> Sql:
     if len(parts) == 1:
         return parts[0]
     return f"({f' {word} '.join(sql for sql, _ in parts)})", tuple(p for _, params in parts for p in params)
-
-
-# The token index.
-
-
-def _match(compiler: _Compiler, node: Node) -> str | None:
-    words = _words(compiler, node)
-    return words if words is not None and words.count('"') <= 2 * MAX_WORDS else None
-
-
-def _words(compiler: _Compiler, node: Node) -> str | None:
-    """Return an expression that is true for all traces for which the node is; None where none is known."""
-    if isinstance(node, Comparison):
-        return _word(compiler, node)
-    if isinstance(node, Negation):
-        return None
-    parts = [_words(compiler, item) for item in node.items]
-    known = [part for part in parts if part is not None]
-    if not known or (not node.every and len(known) < len(parts)):
-        return None
-    return known[0] if len(known) == 1 else f"({(' AND ' if node.every else ' OR ').join(known)})"
-
-
-def _word(compiler: _Compiler, node: Comparison) -> str | None:
-    operand = compiler.operands[id(node)]
-    if operand.token is None or node.negated or node.operator not in ("=", "IN"):
-        return None
-    kind, key = operand.token
-    if operand.kind == "number":
-        wanted = [str(number_of(compiler.text, value)) for value in node.values]
-    else:
-        wanted = [plain_of(compiler.text, value, operand) for value in node.values]
-    if len(wanted) > MAX_WORDS or (kind == "y" and "UNKNOWN" in wanted):  # the spans without a type
-        return None
-    expression = span_words if kind in ("s", "y") else quoted
-    found = [expression(kind, key, value) for value in wanted]
-    return found[0] if len(found) == 1 else f"({' OR '.join(found)})"

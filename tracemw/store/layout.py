@@ -41,6 +41,9 @@ CREATE INDEX traces_by_time ON traces (
     start_key, state, duration_ns, version, region, deployment, environment, route
 );
 """
+# Traces with the words of layout 2, which a process of an older version may still write.
+OLD_WORDS = "instr(words, '|') = 0"
+TRACES_BY_OLD_WORDS = f"CREATE INDEX traces_by_old_words ON traces (start_key) WHERE {OLD_WORDS};"
 SPANS = """
 CREATE TABLE spans (
     id INTEGER PRIMARY KEY,
@@ -87,7 +90,7 @@ CREATE TABLE facts (
 
 def create(connection: sqlite3.Connection) -> None:
     """Make all tables in an empty file."""
-    run(connection, TRACES + TRACES_BY_TIME + SPANS + OUTBOX + LEASE + FACTS)
+    run(connection, TRACES + TRACES_BY_TIME + TRACES_BY_OLD_WORDS + SPANS + OUTBOX + LEASE + FACTS)
 
 
 def run(connection: sqlite3.Connection, script: str) -> None:

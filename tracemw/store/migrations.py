@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 from collections.abc import Callable
 
 from . import layout
 from .codec import TRACE_COLUMNS
 from .keys import free_keys
-from .tokens import with_spans
 
 
 def upgrade(connection: sqlite3.Connection, version: int) -> None:
@@ -25,10 +23,14 @@ def _from_first(connection: sqlite3.Connection) -> None:
     _replace(connection, "outbox", layout.OUTBOX, ("trace", "attempts", "due_ns", "reason", "dead"))
     layout.run(connection, layout.TRACES_BY_TIME + layout.FACTS)
     _separate_keys(connection)
-    _collect_words(connection)
 
 
-STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_from_first,)
+def _from_second(connection: sqlite3.Connection) -> None:
+    """2 to 3: traces have more words. They get them by and by: `reindex.py`."""
+    layout.run(connection, layout.TRACES_BY_OLD_WORDS)
+
+
+STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_from_first, _from_second)
 
 
 def _replace(
@@ -61,11 +63,3 @@ def _separate_keys(connection: sqlite3.Connection) -> None:
         "UPDATE traces SET start_key = ? WHERE id = ?",
         [(key, trace) for key, (trace, _) in zip(keys, doubles, strict=True)],
     )
-
-
-def _collect_words(connection: sqlite3.Connection) -> None:
-    found = connection.execute("SELECT DISTINCT trace, name, span_type FROM spans ORDER BY trace")
-    changes = []
-    for trace, rows in itertools.groupby(found, key=lambda row: row[0]):
-        changes.append((with_spans("", [(name, kind) for _, name, kind in rows]), trace))
-    connection.executemany("UPDATE traces SET words = ? WHERE id = ?", changes)

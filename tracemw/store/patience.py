@@ -44,6 +44,15 @@ def patiently(attempt: Callable[[], T], patient: Callable[[], bool] | None = Non
         pause = min(pause * 2, LONGEST_PAUSE)
 
 
+def leave_free(began: float) -> None:
+    """Leave the lock free as long as it was taken: who waits for it looks for it now and then.
+
+    Args:
+        began: When it was taken, by `time.perf_counter`.
+    """
+    time.sleep(min(0.1, time.perf_counter() - began))
+
+
 def is_lock(error: BaseException | None) -> bool:
     """True for SQLite's word that another connection has locked the file."""
     return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)

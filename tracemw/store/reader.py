@@ -71,10 +71,11 @@ def source(connection: sqlite3.Connection, where: Where | None) -> tuple[str, st
     """
     if where is None:
         return "traces AS t", "1", []
-    if where.match is not None and tokens.current(connection):
+    match = tokens.expression(lambda sql: connection.execute(sql).fetchall(), where)
+    if match is not None:
         tables = "tokens CROSS JOIN traces AS t ON t.start_key = tokens.rowid"
         sql = where.sql.replace(KEY, "tokens.rowid")  # the same number; FTS5 then skips words outside of a time
-        return tables, f"tokens MATCH ? AND ({sql})", [where.match, *where.params]
+        return tables, f"tokens MATCH ? AND ({sql})", [match, *where.params]
     return "traces AS t", f"({where.sql})", list(where.params)
 
 

@@ -32,12 +32,17 @@ def remove(connection: sqlite3.Connection, ids: list[int]) -> int:
         rows = connection.execute(f"SELECT start_key, words, {fields} FROM traces WHERE id {among}", (chosen,))
         documents = sorted((key, tokens.document(trace_row(values), words)) for key, words, *values in rows)
         tokens.remove(connection, documents)
-        connection.execute(_COUNT_REMOVED, (len(ids),))
+        count_removed(connection, len(ids))
     else:
         tokens.outdate(connection)
     connection.execute(f"DELETE FROM spans WHERE trace {among}", (chosen,))
     connection.execute(f"DELETE FROM outbox WHERE trace {among}", (chosen,))
     return connection.execute(f"DELETE FROM traces WHERE id {among}", (chosen,)).rowcount
+
+
+def count_removed(connection: sqlite3.Connection, traces: int) -> None:
+    """Note that words of so many traces were taken out of the token index."""
+    connection.execute(_COUNT_REMOVED, (traces,))
 
 
 def bounded(connection: sqlite3.Connection, ids: list[int]) -> list[int]:

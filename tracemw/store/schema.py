@@ -6,9 +6,9 @@ milliseconds is a range of `t.start_key` (which an index covers, unlike `start_n
 
 **Filters.** A filter is compiled to `Where(sql, params, match)`: `sql` over `traces AS t` (spans through EXISTS on
 `spans AS s`, `s.trace = t.id`) is the whole truth and never needs the token index; `match` is None or an FTS5
-expression which every trace that satisfies `sql` also satisfies, a shortcut to the candidates: `quoted(...)` words
-and `span_words(...)` of `tokens.py`, joined by `AND`, `OR` and parentheses, never `NOT`. The columns of `PROMOTED`
-equal their metadata key.
+expression which every trace that satisfies `sql` also satisfies, a shortcut to the candidates: words of
+`tokens.py` or `words.py`, joined by `AND`, `OR` and parentheses, never `NOT`. The columns of `PROMOTED` equal
+their metadata key.
 
 **Orders.** An order is compiled to `Order(terms)`: pairs of SQL over `t` and whether it is descending. The store
 appends `start_key` as the last term; no terms are newest first.
@@ -20,15 +20,15 @@ import sqlite3
 
 from tracemw.errors import StoreError
 
-from . import layout, migrations, tokens
+from . import layout, migrations, reindex, tokens
 from .codec import PROMOTED
 from .connections import transaction
 from .match import register_functions
-from .tokens import quoted, span_words, token
+from .tokens import quoted, token
 
-__all__ = ["PROMOTED", "VERSION", "prepare", "quoted", "span_words", "token"]
+__all__ = ["PROMOTED", "VERSION", "prepare", "quoted", "token"]
 
-VERSION = 2
+VERSION = 3
 APPLICATION = 0x74726D77  # "trmw" in the file's header
 
 
@@ -54,6 +54,8 @@ def prepare(connection: sqlite3.Connection, name: str, writable: bool) -> None:
         _migrate(connection, name)
     if writable:
         _index_tokens(connection)
+    if 0 < version < VERSION:
+        reindex.begin(connection)
 
 
 def _version(connection: sqlite3.Connection, name: str) -> int:

@@ -8,9 +8,9 @@ is made of whole `key=value` words:
 |---|---|---|
 | `m` | key of the metadata | its text |
 | `t` | key of a tag | its text |
-| `c` | one of `COLUMNS` (`state`, `route`, `session_id` ...) | the column's text; `str()` of a number |
-| `s` | `name` | name of any span of the trace |
-| `y` | `type` | type of any span of the trace |
+| `c` | one of `SHARED` and `OWN` | the column's text; `str()` of a number |
+
+Besides, it has the short words of `words.py`, for its spans and for what would be too long here.
 
 FTS5 folds the case of ASCII letters, so a capital is written as `^` and the small letter: words are exact, and no
 other character of FTS5's query language is left in them. Keys and values over 200 characters become a hash.
@@ -19,18 +19,25 @@ other character of FTS5's query language is left in them. Keys and values over 2
 from __future__ import annotations
 
 import hashlib
+import re
 import sqlite3
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
-from . import bulk
+from . import bulk, layout
 from .codec import TRACE_FIELDS, trace_row
 from .rows import TraceRow
+from .words import of_trace
 
-COLUMNS = (
-    "name", "state", "outcome", "method", "route", "status_code", "client_request_id", "session_id", "user_id"
-)  # fmt: skip
-MAX_WORDS = 64  # words for the names and types of one trace's spans; more are replaced by `token("s", "more", "")`
+if TYPE_CHECKING:
+    from .filter import Where
+
+SHARED = ("name", "state", "outcome", "method", "route", "status_code")  # many traces have the same in all of them
+OWN = ("client_request_id", "session_id", "user_id")
+_shared, _own = attrgetter(*SHARED), attrgetter(*OWN)
 MAX_TEXT = 200  # characters of a key or value that are written out
 
 TABLE = """
@@ -39,6 +46,9 @@ CREATE VIRTUAL TABLE tokens USING fts5(
 )
 """
 
+_CURRENT = "SELECT 1 FROM facts WHERE name = 'tokens' AND value = 'current'"
+_OLD = f"SELECT 1 FROM traces WHERE {layout.OLD_WORDS} LIMIT 1"
+_AS_IT_IS = re.compile(r"[a-z0-9._/:-]*").fullmatch
 _PLAIN = "abcdefghijklmnopqrstuvwxyz0123456789._-/:"
 _ESCAPES = {code: f"%{code:02x}" for code in range(128) if chr(code) not in _PLAIN} | {
     code: "^" + chr(code).lower() for code in range(ord("A"), ord("Z") + 1)
@@ -50,7 +60,7 @@ def token(kind: str, key: str, value: str) -> str:
     """Return the word of one `key=value`.
 
     Args:
-        kind: `m` metadata, `t` tag, `c` column, `s` span name, `y` span type.
+        kind: `m` metadata, `t` tag, `c` column.
 
     Returns:
         Small letters, digits, `._-/:=^%#` and characters beyond ASCII: one word for FTS5, a different one for
@@ -59,46 +69,33 @@ def token(kind: str, key: str, value: str) -> str:
     return f"{kind}{_escaped(key)}={_escaped(value)}"
 
 
+@lru_cache(maxsize=1024, typed=True)
+def _of_columns(*values: str | int | None) -> list[str]:
+    return [token("c", key, str(value)) for key, value in zip(SHARED, values, strict=True) if value is not None]
+
+
 def quoted(kind: str, key: str, value: str) -> str:
     """Return the same word, quoted for an FTS5 expression."""
     return f'"{token(kind, key, value)}"'
-
-
-def span_words(kind: str, key: str, value: str) -> str:
-    """Return an FTS5 expression for a span's name (`s`, `name`) or type (`y`, `type`)."""
-    return f"({quoted(kind, key, value)} OR {quoted('s', 'more', '')})"
 
 
 def document(row: TraceRow, words: str) -> str:
     """Return the document of a trace: a function of its row alone, since FTS5 removes it by its words.
 
     Args:
-        words: Those of its spans, separated by spaces (see `with_spans`).
+        words: Those of its spans, as they are kept with it. Layout 2 had other ones, and none of `words.of_trace`.
     """
     parts = [token("m", key, value) for key, value in row.metadata.items()]
     parts += [token("t", key, value) for key, value in row.tags.items()]
-    for column in COLUMNS:
-        value = getattr(row, column)
+    parts += _of_columns(*_shared(row))
+    for column, value in zip(OWN, _own(row), strict=True):
         if value is not None:
-            parts.append(token("c", column, str(value)))
+            parts.append(token("c", column, value))
+    if "|" in words:
+        parts += of_trace(row)
     if words:
         parts.append(words)
     return " ".join(parts)
-
-
-def with_spans(words: str, spans: Iterable[tuple[str, str | None]]) -> str:
-    """Return a trace's span words with those of more spans (name, type) added."""
-    found = dict.fromkeys(words.split(" ")) if words else {}
-    more = token("s", "more", "")
-    if more in found:
-        return words
-    for name, kind in spans:
-        found[token("s", "name", name)] = None
-        if kind is not None:
-            found[token("y", "type", kind)] = None
-    if len(found) > MAX_WORDS:
-        found = dict.fromkeys([*found][:MAX_WORDS] + [more])
-    return " ".join(found)
 
 
 @lru_cache(maxsize=1)
@@ -118,8 +115,7 @@ def current(connection: sqlite3.Connection) -> bool:
     """True where the index has every trace of the file, and this process can use it."""
     if not supported():
         return False
-    found = connection.execute("SELECT 1 FROM facts WHERE name = 'tokens' AND value = 'current'").fetchone()
-    return found is not None
+    return connection.execute(_CURRENT).fetchone() is not None
 
 
 def outdate(connection: sqlite3.Connection) -> None:
@@ -137,6 +133,45 @@ def rebuild(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT OR REPLACE INTO facts VALUES ('tokens', 'current')")
 
 
+def change(
+    connection: sqlite3.Connection, documents: Iterable[tuple[tuple[int, str] | None, tuple[int, str]]]
+) -> None:
+    """Put documents in the place of others of the same traces (None: there is none), each with its key.
+
+    Only the words that differ are touched. FTS5 counts documents and words, and calls a file damaged of which more
+    went than came: so something comes wherever words go, and a word that is there twice counts twice.
+    """
+    removed, added = [], []
+    for old, new in documents:
+        if old is not None and old[0] == new[0]:
+            if old[1] == new[1]:
+                continue
+            before, after = (Counter(text.replace("|", " ").split(" ")) for _, text in (old, new))
+            gone = " ".join(word for word in before.elements() if word not in after)
+            come = " ".join((after - before).elements())
+            if gone:
+                removed.append((old[0], gone))
+            if gone or come:
+                added.append((new[0], come))
+        else:
+            if old is not None:
+                removed.append(old)
+            added.append(new)
+    remove(connection, sorted(removed))
+    add(connection, sorted(added))
+
+
+def expression(read: Callable[[str], Sequence[Any]], where: Where) -> str | None:
+    """Return the expression by which the index finds the candidates of a filter; None where it cannot.
+
+    Args:
+        read: Returns the rows of a query.
+    """
+    if where.match is None or not supported() or not read(_CURRENT):
+        return None
+    return where.plain if where.plain != where.match and read(_OLD) else where.match
+
+
 def add(connection: sqlite3.Connection, documents: Iterable[tuple[int, str]]) -> None:
     """Index documents, in order of their keys: FTS5 begins a new segment wherever a key is lower than the last."""
     bulk.insert(connection, "INSERT INTO tokens (rowid, words) VALUES", "(?, ?)", documents)
@@ -151,4 +186,4 @@ def remove(connection: sqlite3.Connection, documents: Iterable[tuple[int, str]])
 def _escaped(text: str) -> str:
     if len(text) > MAX_TEXT:
         return "#" + hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
-    return text.translate(_ESCAPES)
+    return text if _AS_IT_IS(text) else text.translate(_ESCAPES)

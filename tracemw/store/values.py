@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Final
 
 from .grammar import Value, fail
-from .match import Param
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _LIMIT: Final = 2**63 - 1
@@ -61,7 +60,7 @@ def number_of(text: str, value: Value) -> Fraction | None:
     return Fraction(number)
 
 
-def number_param(number: Fraction) -> Param:
+def number_param(number: Fraction) -> int | float:
     """Return a number for SQLite: whole ones as such, within 64 bits."""
     if number.denominator == 1:
         return clamped(int(number))

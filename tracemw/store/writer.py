@@ -6,13 +6,15 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
-from . import bulk, tokens
+from . import bulk, reindex, tokens
 from .codec import SPAN_COLUMNS, TRACE_COLUMNS, TRACE_FIELDS, clean, span_values, trace_row, trace_values, within
 from .keys import free_keys
 from .outbox import enqueue
 from .rows import SpanRow, TraceRow
+from .words import NONE, SPAN_FIELDS, with_spans
 
 NEW = 0
 
@@ -36,6 +38,7 @@ _OPTIONAL = (
     "duration_ns", "outcome", "method", "route", "status_code", "client_request_id", "session_id", "user_id",
     "request_preview", "response_preview",
 )  # fmt: skip
+_DESCRIBED = attrgetter(*SPAN_FIELDS)
 _IDENTITY = ("client_request_id", "session_id", "user_id")
 PATCHABLE = frozenset(_OPTIONAL) | {"name", "state"}
 
@@ -55,7 +58,7 @@ class Known:
     row: TraceRow
     id: int = NEW
     start_key: int = 0
-    words: str = ""
+    words: str = NONE
     other_error: bool = False
     revision: int = 0
     stored: tuple[TraceRow, str, int] | None = None
@@ -76,7 +79,10 @@ def write(
         trace = known.get(trace_id)
         if trace is None:
             trace = known[trace_id] = Known(_placeholder(rows))
-        words = tokens.with_spans(trace.words, [(span.name, span.span_type) for span in rows])
+        if "|" not in trace.words:  # those of an older layout
+            trace.words = reindex.words_of(connection, [trace.id])[trace.id]
+            trace.changed = True
+        words = with_spans(trace.words, map(_DESCRIBED, rows))
         if words != trace.words:
             trace.words, trace.changed = words, True
     save(connection, known.values())
@@ -183,18 +189,14 @@ def _index(connection: sqlite3.Connection, known: list[Known]) -> None:
     if not tokens.supported():
         tokens.outdate(connection)
         return
-    removed, added = [], []
+    changes = []
     for trace in known:
-        wanted = trace.start_key, tokens.document(trace.row, trace.words)
+        old = None
         if trace.stored is not None:
             row, words, key = trace.stored
-            found = key, tokens.document(row, words)
-            if found == wanted:
-                continue
-            removed.append(found)
-        added.append(wanted)
-    tokens.remove(connection, sorted(removed))
-    tokens.add(connection, sorted(added))
+            old = key, tokens.document(row, words)
+        changes.append((old, (trace.start_key, tokens.document(trace.row, trace.words))))
+    tokens.change(connection, changes)
 
 
 def _placeholder(spans: list[SpanRow]) -> TraceRow:
