@@ -18,7 +18,7 @@ import pytest
 
 from tests.store.rows import START, span, trace, trace_id
 from tracemw.errors import FilterError, StoreError
-from tracemw.store import Store, open_store, patience, reindex, tokens
+from tracemw.store import Store, layout, open_store, patience, reindex, tokens
 from tracemw.store.errors import explained
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
@@ -525,7 +525,7 @@ def check_second(store: Store) -> None:
 
 def left_to_index(store: Store) -> int:
     """Return how many traces have the words of layout 2."""
-    return int(store.read("SELECT count(*) FROM traces WHERE instr(words, '|') = 0")[0][0])
+    return int(store.read(f"SELECT count(*) FROM traces WHERE {layout.OLD_WORDS}")[0][0])
 
 
 @pytest.mark.usefixtures("second_file")
@@ -576,6 +576,23 @@ def test_old_words_are_replaced_with_what_comes(monkeypatch: pytest.MonkeyPatch)
             with store._pool.connection() as connection:
                 connection.execute("CREATE VIRTUAL TABLE temp.left USING fts5vocab(main, tokens, row)")
                 assert connection.execute("SELECT term FROM temp.left").fetchall() == []
+
+
+def test_a_process_of_an_older_version_goes_on() -> None:
+    """What it adds to a trace, in words of layout 2, is found like everything else."""
+    with open_store("sqlite:///store.db") as store:
+        store.write([trace(1, duration_ns=None, state="IN_PROGRESS")], [span(1)])
+        with store._writing() as connection:
+            connection.execute("UPDATE traces SET words = words || ' sname=late', duration_ns = 9000000")
+            connection.execute(
+                "INSERT INTO spans SELECT 7, trace, '1', NULL, 'late', NULL, kind, start_ns, end_ns, status, NULL,"
+                " '{\"k\":1}', events, links, scope FROM spans"
+            )
+        for _ in range(2):
+            for text in ("span.name = 'late'", "span.attributes.k = 1", "execution_time = 9"):
+                assert [t.id for t in store.search(text).traces] == [1], text
+            store.reindex()
+        assert left_to_index(store) == 0
 
 
 @pytest.mark.skipif(not tokens.supported(), reason="needs FTS5")

@@ -41,8 +41,9 @@ CREATE INDEX traces_by_time ON traces (
     start_key, state, duration_ns, version, region, deployment, environment, route
 );
 """
-# Traces with the words of layout 2, which a process of an older version may still write.
-OLD_WORDS = "instr(words, '|') = 0"
+# Traces with the words of layout 2 (`key=value`, no mark), which a process of an older version may still write
+# or add to others.
+OLD_WORDS = "(instr(words, '|') = 0 OR instr(words, '=') > 0)"
 TRACES_BY_OLD_WORDS = f"CREATE INDEX traces_by_old_words ON traces (start_key) WHERE {OLD_WORDS};"
 SPANS = """
 CREATE TABLE spans (

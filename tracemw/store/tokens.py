@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from . import bulk, layout
 from .codec import TRACE_FIELDS, trace_row
 from .rows import TraceRow
-from .words import of_trace
+from .words import of_trace, outdated
 
 if TYPE_CHECKING:
     from .filter import Where
@@ -72,6 +72,14 @@ def token(kind: str, key: str, value: str) -> str:
 @lru_cache(maxsize=1024, typed=True)
 def _of_columns(*values: str | int | None) -> list[str]:
     return [token("c", key, str(value)) for key, value in zip(SHARED, values, strict=True) if value is not None]
+
+
+def known(row: TraceRow, words: str, key: int) -> tuple[int, str] | None:
+    """Return the key and document of a stored trace, for `change`; None where some of its words may be missing.
+
+    That is one to whose words a process of an older version has added, which has no other words for its facts.
+    """
+    return None if "|" in words and outdated(words) else (key, document(row, words))
 
 
 def quoted(kind: str, key: str, value: str) -> str:

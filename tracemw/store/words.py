@@ -59,6 +59,11 @@ Described = tuple[str, str | None, str, int, int, str]
 """What a span's words are made of: its `SPAN_FIELDS`."""
 
 
+def outdated(words: str) -> bool:
+    """True for the words of a trace of layout 2, or to which a process of an older version has added."""
+    return "|" not in words or "=" in words
+
+
 def more(kind: str) -> str:
     """Return the word of the traces of which words of a kind are missing."""
     return f"-{kind}"

@@ -14,7 +14,7 @@ from .codec import SPAN_COLUMNS, TRACE_COLUMNS, TRACE_FIELDS, clean, span_values
 from .keys import free_keys
 from .outbox import enqueue
 from .rows import SpanRow, TraceRow
-from .words import NONE, SPAN_FIELDS, with_spans
+from .words import NONE, SPAN_FIELDS, outdated, with_spans
 
 NEW = 0
 
@@ -79,7 +79,7 @@ def write(
         trace = known.get(trace_id)
         if trace is None:
             trace = known[trace_id] = Known(_placeholder(rows))
-        if "|" not in trace.words:  # those of an older layout
+        if outdated(trace.words):
             trace.words = reindex.words_of(connection, [trace.id])[trace.id]
             trace.changed = True
         words = with_spans(trace.words, map(_DESCRIBED, rows))
@@ -194,7 +194,7 @@ def _index(connection: sqlite3.Connection, known: list[Known]) -> None:
         old = None
         if trace.stored is not None:
             row, words, key = trace.stored
-            old = key, tokens.document(row, words)
+            old = tokens.known(row, words, key)
         changes.append((old, (trace.start_key, tokens.document(trace.row, trace.words))))
     tokens.change(connection, changes)
 
