@@ -10,12 +10,13 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from tracemw.adapting import adapter_for
-from tracemw.request import KEY, RequestTrace
+from tracemw.opening import AnyRequest
+from tracemw.request import KEY
 from tracemw.wsgi import WSGITraceMiddleware
 
 MODULES: Final = ("starlette.middleware.wsgi", "fastapi.middleware.wsgi", "a2wsgi.wsgi")
 
-_request: ContextVar[RequestTrace | None] = ContextVar("tracemw_bridged_request", default=None)
+_request: ContextVar[AnyRequest | None] = ContextVar("tracemw_bridged_request", default=None)
 
 
 def bridged(bridge: Any) -> Any:

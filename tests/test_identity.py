@@ -19,8 +19,18 @@ READER = IdentityReader()
 HEX = set("0123456789abcdef")
 
 
+def of_asgi(headers: Any, reader: IdentityReader = READER) -> Identity:
+    """What an ASGI scope's headers say."""
+    return reader.identity_of(reader.values_in_asgi(headers))
+
+
+def of_environ(environ: Any, reader: IdentityReader = READER) -> Identity:
+    """What a WSGI environ says."""
+    return reader.identity_of(reader.values_in_environ(environ))
+
+
 def read(*headers: tuple[bytes, bytes], reader: IdentityReader = READER) -> Identity:
-    return reader.from_asgi(list(headers))
+    return of_asgi(list(headers), reader)
 
 
 def is_safe(text: str) -> bool:
@@ -134,7 +144,7 @@ class TestPrecedence:
         both = ((b"x-correlation-id", b"second"), (b"x-request-id", b"first"))
         assert read(*both, reader=reader).client_request_id == "first"
         assert read((b"x-correlation-id", b"c"), (b"x-request-id", b"\n"), reader=reader)[0] == "c"
-        assert reader.from_environ({"HTTP_X_CORRELATION_ID": "c", "HTTP_X_REQUEST_ID": "r"})[0] == "r"
+        assert of_environ({"HTTP_X_CORRELATION_ID": "c", "HTTP_X_REQUEST_ID": "r"}, reader)[0] == "r"
 
     def test_one_header_may_serve_two_fields(self) -> None:
         """The same header may be the last resort of two fields."""
@@ -179,7 +189,7 @@ class TestAnyInput:
     )
     def test_any_bytes_give_an_identity_within_the_limits(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Whatever bytes come: no exception, every id safe for a line, a header and a store, or discarded."""
-        identity = READER.from_asgi(headers)
+        identity = of_asgi(headers)
         request_id = identity.client_request_id or ""
         assert 1 <= len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()
         for value in (identity.session_id, identity.user_id):
@@ -198,14 +208,14 @@ class TestAnyInput:
     @example([(b"x-user-id", memoryview(b"u"))])
     def test_headers_that_are_no_headers_do_not_raise(self, headers: Any) -> None:
         """A server or middleware that breaks the protocol does not make the request fail."""
-        assert isinstance(READER.from_asgi(headers), Identity)
-        assert isinstance(READER.from_environ(headers), Identity)
+        assert isinstance(of_asgi(headers), Identity)
+        assert isinstance(of_environ(headers), Identity)
 
     def test_what_can_be_read_of_malformed_headers_is(self) -> None:
         """One malformed header does not cost the others."""
         headers: Any = [(["no name"], b"v"), (bytearray(b"X-User-ID"), b"u"), None, (b"x-session-id", 7)]
         headers.append((b"x-request-id", "text and no bytes"))
-        identity = READER.from_asgi(headers)
+        identity = of_asgi(headers)
         assert identity.user_id == "u"
         assert identity.client_request_id == "text and no bytes"
         assert identity.discarded == {"session_id.malformed": 1}
@@ -215,7 +225,7 @@ class TestAnyInput:
     @example({"HTTP_X_USER_ID": "\udcff"})
     def test_any_environ_gives_an_identity_within_the_limits(self, environ: dict[str, str]) -> None:
         """The same rules on WSGI, whatever text a server puts there."""
-        identity = READER.from_environ(environ)
+        identity = of_environ(environ)
         assert identity.client_request_id and identity.client_request_id.isprintable()
         assert identity.user_id is None or (len(identity.user_id) <= 250 and is_safe(identity.user_id))
 
@@ -225,11 +235,11 @@ class TestAnyInput:
         headers = [(b"x-session-id", raw), (b"x-user-id", raw), (b"x-request-id", raw), (b"baggage", raw)]
         environ = {"HTTP_" + n.decode().upper().replace("-", "_"): v.decode("latin-1") for n, v in headers}
         reader = IdentityReader(generate=False)
-        assert reader.from_environ(environ) == reader.from_asgi(headers)
+        assert of_environ(environ, reader) == of_asgi(headers, reader)
 
     def test_environ_of_a_server_that_decodes_by_itself(self) -> None:
         """Text beyond latin-1 in an environ is taken as the text that it is."""
-        assert READER.from_environ({"HTTP_X_USER_ID": "用户"}).user_id == "用户"
+        assert of_environ({"HTTP_X_USER_ID": "用户"}).user_id == "用户"
 
 
 class TestGenerated:

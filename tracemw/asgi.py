@@ -120,7 +120,7 @@ class TraceMiddleware:
 
         def telling_send(message: Message) -> Awaitable[None]:
             if request.status is None:
-                message = sending_unrecorded(request, message) or message
+                message = sending_unrecorded(request, message, scope) or message
             return send(message)
 
         try:
@@ -196,7 +196,7 @@ class TraceMiddleware:
             # A framework inside of us that traces itself would open a second root with the same provider.
             scope.setdefault("fastapi.telemetry", None)
         if isinstance(request, UnrecordedRequest):
-            request.token = otel_context.attach(request.context)
+            request.token = otel_context.attach(request.new_context())
             return request
         self._attached.keep_prepared()
         return Exchange(request, tracer, scope) if method != "WS" else Socket(request, tracer)

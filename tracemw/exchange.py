@@ -5,7 +5,7 @@ Specification: https://asgi.readthedocs.io/en/latest/specs/www.html
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from time import perf_counter_ns
 from typing import Any, Final
 
@@ -232,7 +232,7 @@ class Socket(Connection):
         self.request.end()
 
 
-def with_headers(request: RequestTrace, message: Message) -> Message:
+def with_headers(request: RequestTrace | UnrecordedRequest, message: Message) -> Message:
     """Return the message with our headers, where the application has not set them."""
     present = headers_of(message)
     names = [name.lower() for name, _ in present]
@@ -244,12 +244,13 @@ def with_headers(request: RequestTrace, message: Message) -> Message:
 
 
 @guarded()
-def sending_unrecorded(request: UnrecordedRequest, message: Message) -> Message | None:
+def sending_unrecorded(request: UnrecordedRequest, message: Message, scope: Mapping[str, Any]) -> Message | None:
     """Look at a message of a request that is not recorded: its response gets the request's id, and no more."""
     if message["type"] not in _BEGIN:
         return None
     request.status = message.get("status", 101)
-    if not request.resolver.response_headers or (request_id := request.record.client_request_id) is None:
+    request.resolve_user(scope)
+    if not request.resolver.response_headers or (request_id := request.client_request_id) is None:
         return None
     present = headers_of(message)
     for name, _ in present:

@@ -42,8 +42,8 @@ def guarded(fallback: Any = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _guard(hook: Any, place: str, fallback: Any) -> Any:
-    """Wrap a hook; one that takes only itself, or one argument, is called without a detour: it may be on the
-    way of every request."""
+    """Wrap a hook; one that takes only itself, or one or two arguments, is called without a detour: it may be on
+    the way of every request."""
 
     def call0(self: Any, /) -> Any:
         try:
@@ -59,6 +59,13 @@ def _guard(hook: Any, place: str, fallback: Any) -> Any:
             report(place, exc)
             return fallback
 
+    def call2(self: Any, first: Any, second: Any, /) -> Any:
+        try:
+            return hook(self, first, second)
+        except Exception as exc:
+            report(place, exc)
+            return fallback
+
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return hook(*args, **kwargs)
@@ -68,7 +75,7 @@ def _guard(hook: Any, place: str, fallback: Any) -> Any:
 
     code = hook.__code__
     plain = not (hook.__defaults__ or code.co_kwonlyargcount or code.co_flags & _VARIADIC)
-    return {1: call0, 2: call1}.get(code.co_argcount, call) if plain else call
+    return {1: call0, 2: call1, 3: call2}.get(code.co_argcount, call) if plain else call
 
 
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS

@@ -14,13 +14,12 @@ never cut: a cut id would merge two people or two requests.
 
 from __future__ import annotations
 
-import os
-import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from tracemw.chance import chance
 from tracemw.errors import SettingError
 
 MAX_REQUEST_ID: Final = 128
@@ -35,11 +34,6 @@ _TRACEPARENT: Final = 3  # from here on raw values, which their own parsers judg
 
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-# Our own generator: an application that calls random.seed() must not make ids repeat.
-_random = random.Random()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
 
 
 class Identity(NamedTuple):
@@ -115,17 +109,6 @@ class IdentityReader:
         self._wsgi = tuple((_environ_key(name), code) for name, code in codes.items())
         self._generate = generate
 
-    def from_asgi(self, headers: Iterable[tuple[bytes, bytes]]) -> Identity:
-        """Read the headers of an ASGI scope.
-
-        Args:
-            headers: `scope["headers"]`, whatever it is.
-
-        Returns:
-            The identity; never raises.
-        """
-        return self.identity_of(self.values_in_asgi(headers))
-
     def values_in_asgi(self, headers: Iterable[tuple[bytes, bytes]]) -> Values:
         """Find the values that tell the identity among the headers of an ASGI scope, in one pass.
 
@@ -142,17 +125,6 @@ class IdentityReader:
             return [(names[name], value) for name, value in headers if name in names]
         except Exception:  # not pairs, or names that cannot be looked up
             return _tolerant_hits(names, headers)
-
-    def from_environ(self, environ: Mapping[str, Any]) -> Identity:
-        """Read the headers in a WSGI environ.
-
-        Args:
-            environ: The WSGI environ.
-
-        Returns:
-            The identity; never raises.
-        """
-        return self.identity_of(self.values_in_environ(environ))
 
     def values_in_environ(self, environ: Mapping[str, Any]) -> Values:
         """Find the values that tell the identity in a WSGI environ.
@@ -239,7 +211,7 @@ def _plain(raw: bytes | str, field: int) -> str | None:
 
 def new_request_id() -> str:
     """Make a request id: 32 random hex digits, different in every forked process."""
-    return f"{_random.getrandbits(128):032x}"
+    return f"{chance.getrandbits(128):032x}"
 
 
 def check_id(field: str, value: object) -> str | None:

@@ -66,6 +66,9 @@ class Isolated:
         if self._context is not None:
             otel_context.attach(self._traced)  # never detached: this context ends with the request
 
+    def left(self) -> None:
+        """Take note that nothing of the request runs any more."""
+
     def note_files(self, environ: MutableMapping[str, Any]) -> None:
         """Take note of the files that the application makes with the server's function, if that is no class."""
         file_wrapper = environ.get("wsgi.file_wrapper")
@@ -95,12 +98,13 @@ class Parts:
         iterable: The application's.
     """
 
-    __slots__ = ("_isolated", "_iterable", "_iterator")
+    __slots__ = ("_isolated", "_iterable", "_iterator", "_closed")
 
     def __init__(self, isolated: Isolated, iterable: Iterable[bytes]) -> None:
         self._isolated = isolated
         self._iterable = iterable
         self._iterator: Iterator[bytes] | None = None
+        self._closed = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -115,7 +119,17 @@ class Parts:
         return next(self._iterator)
 
     def close(self) -> None:
-        """Close the application's iterable."""
+        """Close the application's iterable, once."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.close_iterable()
+        finally:
+            self._isolated.left()
+
+    def close_iterable(self) -> None:
+        """Call the application's `close`, if it has one."""
         close = getattr(self._iterable, "close", None)
         if close is not None:
             self._isolated.inside(close)

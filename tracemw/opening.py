@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import random
 from collections.abc import Callable, Mapping, MutableMapping
 from time import perf_counter_ns, time_ns
 from typing import Any, Final, TypeAlias
@@ -16,17 +14,18 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind
 
 from tracemw import config, provider
 from tracemw.adapting import Attached
+from tracemw.chance import chance
 from tracemw.environment import process_metadata
 from tracemw.exclusion import Exclusion
 from tracemw.guard import due
 from tracemw.identity import Identity, IdentityReader, Values, check_id
 from tracemw.pipeline import current as pipeline
 from tracemw.propagation import TrustPolicy, parse_traceparent, with_baggage
-from tracemw.record import RECORD_KEY, TraceRecord, current_record, with_record
+from tracemw.record import RECORD_KEY, SPAN_KEY, TraceRecord, current_record, with_record
 from tracemw.request import KEY, RequestTrace, public
 from tracemw.runtime import runtime_for
 from tracemw.settings import Settings
-from tracemw.unrecorded import UnrecordedRequest, UnrecordedSpan, count_discarded
+from tracemw.unrecorded import UnrecordedRequest, count_discarded
 
 # RFC 9110 and RFC 5789; other methods share one name, since anybody can invent more.
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
@@ -36,12 +35,7 @@ AnyRequest: TypeAlias = RequestTrace | UnrecordedRequest
 
 logger = logging.getLogger("tracemw")
 
-_random = random.Random()  # not the application's, which may be seeded
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
 
-# What `set_span_in_context` puts a span under: one dictionary instead of three copies for each request.
-_SPAN_KEY: Final = next(iter(trace_api.set_span_in_context(trace_api.INVALID_SPAN, Context())))
 # While MLflow is bridged, what it begins is looked for below a root of this process: a caller is linked.
 local_roots = False
 
@@ -119,12 +113,12 @@ class RequestTracer:
         """
         if self._exclusion.covers(path):
             return self._unrecorded(carrier, values, "excluded")
-        sampled = self._rate >= 1.0 or _random.random() < self._rate
+        sampled = self._rate >= 1.0 or chance.random() < self._rate
         if not sampled and self._decides_alone:
             return self._unrecorded(carrier, values, "sampled_out")
         identity = self.identity.identity_of(values)
         name = method if method in METHODS or method == "WS" else OTHER_METHOD
-        ambient: Any = otel_context.get_current().get(_SPAN_KEY)
+        ambient: Any = otel_context.get_current().get(SPAN_KEY)
         request: AnyRequest | None = None
         if ambient is not None and is_root_of(carrier, ambient):
             request = self._adopt(carrier, ambient, name, described, sampled)
@@ -172,7 +166,9 @@ class RequestTracer:
         told = public(attributes) if joined else None
         span = tracer.start_span(name, parent, SpanKind.SERVER, told, links, start_ns)
         if not span.is_recording():  # the provider's sampler has decided so, also for what it makes inside
-            return self._unrecorded(carrier, values, "sampled_out", Context({**parent, _SPAN_KEY: span}))
+            request = self._unrecorded(carrier, values, "sampled_out", Context({**parent, SPAN_KEY: span}))
+            request.mode = "joined" if joined else "owned"
+            return request
         ids = span.get_span_context()
         record = TraceRecord(ids.trace_id, ids.span_id, has_parent=trusted)
         record.start_ns = start_ns
@@ -180,7 +176,7 @@ class RequestTracer:
         record.attributes = attributes
         if not sampled:
             record.held_back = []
-        context = Context({**parent, _SPAN_KEY: span, RECORD_KEY: record})
+        context = Context({**parent, SPAN_KEY: span, RECORD_KEY: record})
         mode = "joined" if joined else "owned"
         return RequestTrace(self, carrier, record, span, context, mode, name, started)
 
@@ -208,7 +204,7 @@ class RequestTracer:
         return RequestTrace(self, carrier, record, span, context, "adopted", name, started)
 
     def _unrecorded(
-        self, carrier: MutableMapping[str, Any], values: Values, why: str, context: Context | None = None
+        self, carrier: MutableMapping[str, Any], values: Values, why: str, around: Context | None = None
     ) -> UnrecordedRequest:
         """Open a request whose trace is not recorded, nor are the spans made inside it.
 
@@ -216,16 +212,11 @@ class RequestTracer:
         with us.
         """
         pipeline().count(why)
-        carrier[KEY] = request = UnrecordedRequest(self, carrier, self.identity, values)
+        if around is None and provider.chosen()[1]:  # joined
+            around = otel_context.get_current()
+        carrier[KEY] = request = UnrecordedRequest(self, self.identity, values, around)
         if self._runtime is not None:
             request.runtime = self._runtime
-        if context is not None:
-            request.context = with_record(context, request)
-            request.mode = "joined" if provider.is_joined_now() else "owned"
-        elif provider.chosen()[1]:  # joined
-            request.context = with_record(otel_context.get_current(), request)
-        else:
-            request.context = Context({_SPAN_KEY: UnrecordedSpan(request), RECORD_KEY: request})
         return request
 
 

@@ -9,7 +9,6 @@ replaced, reset or shut down.
 from __future__ import annotations
 
 import os
-import random
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -25,6 +24,7 @@ from opentelemetry.trace import Link, SpanKind, TraceFlags, Tracer, TraceState
 from opentelemetry.util.types import Attributes
 
 from tracemw import config
+from tracemw.chance import chance
 from tracemw.forks import RenewedLock
 from tracemw.guard import guarded
 
@@ -35,7 +35,7 @@ class _IdGenerator(IdGenerator):
     """Ids from a generator of our own: an application that seeds `random` does not make them repeat."""
 
     def __init__(self) -> None:
-        self._bits = _random.getrandbits
+        self._bits = chance.getrandbits
 
     def generate_span_id(self) -> int:
         """Return 64 random bits, not all zero."""
@@ -48,11 +48,6 @@ class _IdGenerator(IdGenerator):
     def is_trace_id_random(self) -> bool:
         """True: W3C's random-trace-id flag may be set (newer SDKs ask)."""
         return True
-
-
-_random = random.Random()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
 
 
 _SAMPLED_ROOT: Final = SamplingResult(Decision.RECORD_AND_SAMPLE)  # of a request, which begins with neither
@@ -176,7 +171,7 @@ def _look(current: Any) -> None:
         from tracemw.lightspan import light
         from tracemw.pipeline.processor import PROCESSOR
 
-        tracer = light(tracer, _random.getrandbits, PROCESSOR)
+        tracer = light(tracer, chance.getrandbits, PROCESSOR)
     with _providers.lock:
         _providers.made_by = made_by
         _providers.chosen = tracer, joined

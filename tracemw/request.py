@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, MutableMapping
 from time import perf_counter_ns
+from types import MappingProxyType
 from typing import Any, Final
 
 from opentelemetry.context import Context
@@ -32,7 +33,7 @@ KEY: Final = "tracemw.request"
 
 GRACE: Final = 1.0  # seconds that a root waits for the application to return
 
-GONE: Final[Mapping[str, Any]] = {}
+_GONE: Final[Mapping[str, Any]] = MappingProxyType({})
 _REDACTED_LATER: Final = frozenset({"url.query", REQUEST, RESPONSE})
 
 
@@ -89,7 +90,7 @@ class RequestTrace(Resolving):
         self.context = context
         self.claimed_user: str | None = None
         self.resolver = resolver
-        self._carrier = carrier
+        self._carrier: Mapping[str, Any] = carrier
         self._span = span
         self.mode = mode
         self._method = method
@@ -244,7 +245,7 @@ class RequestTrace(Resolving):
 
     def release(self) -> None:
         """Let go of what holds this, scope or environ and the frames of an exception: no cycle shall keep it."""
-        self._carrier = GONE
+        self._carrier = _GONE
         self._inner = ()
         self._exception = None
 
@@ -385,7 +386,7 @@ class RequestTrace(Resolving):
         """Let what server code knows of the user win over what a header claimed."""
         if not (self.resolver.knows_users or self._inner):
             return
-        user, record = self.known_user(), self.record
+        user, record = self.known_user(self._carrier), self.record
         if user is not None and record.user_id == self.claimed_user:  # else set with `update_current_trace`
             record.user_id = self.claimed_user = user
 

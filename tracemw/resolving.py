@@ -35,18 +35,21 @@ class Resolving:
     """
 
     resolver: Resolver
-    _carrier: Mapping[str, Any]
     _inner: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ()
 
     def also_known_to(self, inner: Adapted, carrier: Mapping[str, Any]) -> None:
         """Ask somebody further inside where nobody here knows route or user; they may see another carrier, too."""
         self._inner = (*(known for known in self._inner if known[0] is not inner), (inner, carrier))
 
-    def known_user(self) -> str | None:
-        """Return the user; all options are asked before all frameworks, and whoever is further out first."""
+    def known_user(self, carrier: Mapping[str, Any]) -> str | None:
+        """Return the user; all options are asked before all frameworks, and whoever is further out first.
+
+        Args:
+            carrier: The scope or environ that the first one sees.
+        """
         if not self._inner:
-            return self.resolver.user(self._carrier)
-        asked: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ((self.resolver, self._carrier), *self._inner)
+            return self.resolver.user(carrier)
+        asked: tuple[tuple[Adapted, Mapping[str, Any]], ...] = ((self.resolver, carrier), *self._inner)
         users = (who.chosen_user(carrier) for who, carrier in asked)
         chosen = next((user for user in users if user is not None), None)
         if chosen is not None:

@@ -7,8 +7,6 @@ may well be finished, and OpenTelemetry would log an error there.
 
 from __future__ import annotations
 
-import os
-import random
 import threading
 from collections.abc import Mapping, Sequence
 from time import perf_counter_ns, time_ns
@@ -19,6 +17,7 @@ from opentelemetry import trace as trace_api
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from tracemw import config, pipeline, provider
+from tracemw.chance import chance
 from tracemw.failure import outcome_of_span, record_exception
 from tracemw.guard import report
 from tracemw.record import RECORD_KEY, TraceRecord, record_of, with_record
@@ -37,10 +36,6 @@ LOG_LEVEL: Final = "mlflow.spanLogLevel"
 OUTCOME: Final = "tracemw.outcome"
 
 DEFAULTS_KEY: Final = otel_context.create_key("tracemw-defaults")
-
-_random = random.Random()  # not the global one: who seeds that would have every process decide alike
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
 
 
 class Defaults:
@@ -321,7 +316,7 @@ def _suppressed(context: Context) -> Scope:
     us.
     """
     pipeline.current().count("sampled_out")
-    ids = SpanContext(_random.getrandbits(128) or 1, _random.getrandbits(64) or 1, is_remote=False)
+    ids = SpanContext(chance.getrandbits(128) or 1, chance.getrandbits(64) or 1, is_remote=False)
     span = NonRecordingSpan(ids)
     record = TraceRecord(ids.trace_id, ids.span_id, recording=False)
     inner = context if provider.is_joined_now() else trace_api.set_span_in_context(span, context)
@@ -334,7 +329,7 @@ def _is_sampled(rate: float | None, trace_id: int) -> bool:
         return True
     if trace_id:
         return (trace_id & 0xFFFFFFFFFFFFFFFF) < rate * 2**64
-    return _random.random() < rate
+    return chance.random() < rate
 
 
 def _pending_links(context: Context) -> Sequence[Link]:

@@ -1,32 +1,26 @@
 """A request of which nothing is recorded: it is excluded, or not sampled.
 
-Little is done for it, and most of that only when somebody asks: then session and user are read from the headers,
+Little is done for it, and part of that only when somebody asks: then session and user are read from the headers,
 and the trace's ids are made. It has a record and a current span nevertheless, so that nothing inside of it is
 recorded, the code inside knows whose request it is, and a service that it calls hears that nothing is sampled.
 """
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
+from tracemw.chance import chance
 from tracemw.guard import guarded
 from tracemw.identity import NOBODY, Identity, IdentityReader, Values
 from tracemw.logging import describe
 from tracemw.pipeline import current as pipeline
-from tracemw.record import TraceRecord, current_record
-from tracemw.request import GONE
+from tracemw.record import RECORD_KEY, SPAN_KEY, TraceRecord, current_record, with_record
 from tracemw.resolving import Resolver, Resolving
-
-_random: Final = random.Random()  # not the application's, which may be seeded
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
 
 
 class _Lazy:
@@ -40,6 +34,8 @@ class _Lazy:
         self._name = make.__name__
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
         return instance.__dict__.setdefault(self._name, self._make(instance))
 
 
@@ -52,13 +48,12 @@ class UnrecordedRequest(TraceRecord, Resolving):
 
     Args:
         resolver: Knows the framework's users.
-        carrier: The ASGI scope or WSGI environ.
         reader: Reads the identity.
         values: Those of the headers that tell it.
+        around: Its context is to be within this one; None for a new one that has nothing but the request.
 
     Attributes:
-        context: The OpenTelemetry context that the application runs in.
-        token: What attaching that gave, if it is to be detached again.
+        token: What attaching its context gave, if it is to be detached again.
         status: The status code of the response, None before it starts.
     """
 
@@ -68,15 +63,13 @@ class UnrecordedRequest(TraceRecord, Resolving):
     mode = "suppressed"
     ended = False  # there is nothing that could be patched afterwards
     status: int | None = None
-    context: Context
     token: Any = None
-    _user: str | None = None
 
     def __init__(
-        self, resolver: Resolver, carrier: MutableMapping[str, Any], reader: IdentityReader, values: Values
+        self, resolver: Resolver, reader: IdentityReader, values: Values, around: Context | None = None
     ) -> None:
         self.resolver = resolver
-        self._carrier = carrier
+        self._around = around
         self._reader = reader
         self._values = values
         request_id = reader.request_id_of(values)
@@ -95,11 +88,16 @@ class UnrecordedRequest(TraceRecord, Resolving):
         """True for one that has ended where its scope or environ comes again."""
         return current_record() is not self
 
+    def new_context(self) -> Context:
+        """Return the context for the application. It holds the request, which therefore does not keep it."""
+        if self._around is None:
+            return Context({SPAN_KEY: UnrecordedSpan(self), RECORD_KEY: self})
+        return with_record(self._around, self)
+
     @guarded()
     def leave(self) -> None:
         """Let go of what holds this, and restore the context that was there before."""
         self.ended = True
-        self._carrier = GONE
         if self._inner:
             self._inner = ()
         if self.token is not None:
@@ -108,7 +106,7 @@ class UnrecordedRequest(TraceRecord, Resolving):
     @guarded()
     def dropped(self) -> None:
         """Take note that nobody waits for the request any more: the garbage collector may close it anywhere."""
-        if otel_context.get_current() is not self.context:
+        if current_record() is not self:
             self.token = None
 
     # Whose it is, if somebody asks.
@@ -125,22 +123,23 @@ class UnrecordedRequest(TraceRecord, Resolving):
         """The session."""
         return self._identity.session_id  # type: ignore[no-any-return]
 
-    @property
+    @_lazy
     def user_id(self) -> str | None:
-        """The user: whom code has set; from the response on whom server code knows; else whom a header claims."""
-        if self._user is None and self.status is not None and not self.ended:
-            self.resolve_user()
-        return self._identity.user_id if self._user is None else self._user
-
-    @user_id.setter
-    def user_id(self, user: str | None) -> None:
-        self._user = user
+        """The user."""
+        return self._identity.user_id  # type: ignore[no-any-return]
 
     @guarded()
-    def resolve_user(self) -> None:
-        """Ask server code for the user, while it knows."""
-        if self._user is None:
-            self._user = self.known_user()
+    def resolve_user(self, carrier: Mapping[str, Any]) -> None:
+        """Let what server code knows of the user win over what a header claimed.
+
+        Args:
+            carrier: The ASGI scope or WSGI environ.
+        """
+        if self.ended or not (self.resolver.knows_users or self._inner):
+            return
+        user = self.known_user(carrier)
+        if user is not None and self.user_id == self._identity.user_id:  # else set with `update_current_trace`
+            self.user_id = user
 
     # What code inside sets on its trace, and what a service that it calls gets to know.
 
@@ -162,12 +161,12 @@ class UnrecordedRequest(TraceRecord, Resolving):
     @_lazy
     def trace_id(self) -> int:
         """A trace id."""
-        return _random.getrandbits(128) or 1
+        return chance.getrandbits(128) or 1
 
     @_lazy
     def root_span_id(self) -> int:
         """A span id."""
-        return _random.getrandbits(64) or 1
+        return chance.getrandbits(64) or 1
 
     # What is of no interest.
 

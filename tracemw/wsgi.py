@@ -272,7 +272,7 @@ class _Unrecorded(Isolated):
     __slots__ = ("request",)
 
     def __init__(self, request: UnrecordedRequest, environ: Environ) -> None:
-        super().__init__(request.context, environ)
+        super().__init__(request.new_context(), environ)
         self.request = request
 
     def run(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -281,10 +281,18 @@ class _Unrecorded(Isolated):
         try:
             body = self.inside(self._call, app, environ, start_response)
         except BaseException:
-            self.request.leave()
+            self.left()
             raise
         wrapped = self._wrap(body, environ)
-        return body if wrapped is None else wrapped
+        if wrapped is None:
+            self.left()
+            return body  # type: ignore[no-any-return]
+        return wrapped
+
+    @guarded()
+    def left(self) -> None:
+        """Let go of the request."""
+        self.request.leave()
 
     def _call(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self.enter()
@@ -292,7 +300,8 @@ class _Unrecorded(Isolated):
         def telling_start_response(
             status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
         ) -> Any:
-            return start_response(status, self._with_request_id(headers) or headers, *exc_info, **named)
+            changed = self._with_request_id(headers, environ)
+            return start_response(status, changed or headers, *exc_info, **named)
 
         return app(environ, telling_start_response)
 
@@ -301,11 +310,10 @@ class _Unrecorded(Isolated):
         self.note_files(environ)
 
     @guarded()
-    def _with_request_id(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
+    def _with_request_id(self, headers: list[tuple[str, str]], environ: Environ) -> list[tuple[str, str]] | None:
         """Return the headers with the request's id, where the application has not set it; None to leave them."""
         request = self.request
-        request.resolve_user()  # the framework may forget it before an access log is written
-        request.leave()
+        request.resolve_user(environ)
         if not request.resolver.response_headers or not isinstance(headers, list):
             return None
         request_id = request.client_request_id
@@ -316,7 +324,7 @@ class _Unrecorded(Isolated):
     @guarded()
     def _wrap(self, body: Any, environ: Environ) -> Parts | None:
         """Return the body wrapped; None to leave it: it is there already, or a file."""
-        if isinstance(body, (list, tuple)) or self.is_file(body, environ):
+        if type(body) in (list, tuple) or self.is_file(body, environ):
             return None
         return SizedParts(self, body) if hasattr(body, "__len__") else Parts(self, body)
 
@@ -324,12 +332,11 @@ class _Unrecorded(Isolated):
 class _Body(Parts):
     """The body of a response; the request ends with its last part, or when the server closes or drops it."""
 
-    __slots__ = ("_response", "_closed")
+    __slots__ = ("_response",)
 
     def __init__(self, response: _Response, iterable: Iterable[bytes]) -> None:
         super().__init__(response, iterable)
         self._response = response
-        self._closed = False
 
     def __next__(self) -> bytes:
         response = self._response
@@ -353,7 +360,7 @@ class _Body(Parts):
             return
         self._closed = True
         try:
-            super().close()
+            self.close_iterable()
         except BaseException as exc:
             self._response.request.left(exc)
             raise
@@ -391,13 +398,11 @@ def _has_timing(headers: list[tuple[str, str]]) -> bool:
 
 def _our_headers(record: TraceRecord) -> list[tuple[str, str]]:
     """Return the headers that tell a response's ids."""
-    headers = []
+    trace_id = f"{record.trace_id:032x}"
+    timing = f'traceparent;desc="00-{trace_id}-{record.root_span_id:016x}-01"'
+    headers = [("X-Trace-Id", f"tr-{trace_id}"), ("Server-Timing", timing)]
     if (request_id := record.client_request_id) is not None:
-        headers.append(("X-Request-Id", request_id))
-    if record.recording:
-        trace_id = f"{record.trace_id:032x}"
-        headers.append(("X-Trace-Id", f"tr-{trace_id}"))
-        headers.append(("Server-Timing", f'traceparent;desc="00-{trace_id}-{record.root_span_id:016x}-01"'))
+        headers.insert(0, ("X-Request-Id", request_id))
     return headers
 
 

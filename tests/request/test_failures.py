@@ -54,6 +54,7 @@ PASSING = {
     "isolation.Parts.__next__",
     "isolation.Parts._begin",
     "isolation.Parts.close",
+    "isolation.Parts.close_iterable",
     "isolation.SizedParts.__len__",
     "bodies.TeeInput.__iter__",
     "bodies.TeeInput.__next__",

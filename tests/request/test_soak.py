@@ -55,30 +55,54 @@ async def fails(scope: Any, receive: Any, send: Any) -> None:
     raise ValueError("boom")
 
 
-@pytest.mark.parametrize("app", [hello, fails, wsgi_hello], ids=lambda app: app.__name__)
-def test_requests_are_freed_at_once(app: Any) -> None:
-    """Nothing of a request waits for the garbage collector, not even where it failed."""
-    gc.collect()
-    gc.disable()
-    try:
-        with capture_traces():
-            traces = []
-            if app is wsgi_hello:
-                env: dict[str, Any] = {"REQUEST_METHOD": "GET"}
-                ask_wsgi(tracemw.WSGITraceMiddleware(app), env).read()
-                traces.append(weakref.ref(env["tracemw.request"]))
-                del env
-            else:
-                scope = http_scope()
-                try:  # not with asyncio, whose tasks keep their exceptions
-                    tracemw.TraceMiddleware(app)(scope, None, send).send(None)  # type: ignore[arg-type]
-                except (ValueError, StopIteration):
-                    pass
-                traces.append(weakref.ref(scope["tracemw.request"]))
-                del scope
-            assert [trace() for trace in traces] == [None]
-    finally:
-        gc.enable()
+def wsgi_parts(env: Any, start_response: Any) -> Any:
+    """One whose body is made later, and its headers with it."""
+    start_response("200 OK", [])
+    yield b"x"
+
+
+def wsgi_silent(env: Any, start_response: Any) -> Any:
+    """One that does not answer."""
+    return [b""]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"exclude": ["*"]}, {"sample_rate": 0.0}], ids=["", "excluded", "sampled out"]
+)
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("app", [hello, fails, wsgi_hello, wsgi_parts, wsgi_silent], ids=lambda app: app.__name__)
+def test_requests_are_freed_at_once(app: Any, second: bool, options: dict[str, Any]) -> None:
+    """Nothing of a request waits for the garbage collector: it may have failed, be excluded, pass us twice."""
+    wsgi = app.__name__.startswith("wsgi")
+    kind: Any = tracemw.WSGITraceMiddleware if wsgi else tracemw.TraceMiddleware
+    middleware = kind(kind(app, user=lambda carrier: "jane") if second else app, **options)
+    carrier: Any = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "socket": Socket()} if wsgi else http_scope()
+    with capture_traces():
+        run(middleware, wsgi, {**carrier})  # makes what the first request needs
+        gc.collect()
+        gc.disable()
+        try:
+            run(middleware, wsgi, carrier)
+            kept = weakref.ref(carrier["tracemw.request"]), weakref.ref(carrier.setdefault("socket", Socket()))
+            del carrier
+            assert [one() for one in kept] == [None, None]
+        finally:
+            gc.enable()
+
+
+class Socket:
+    """What a server has put into the environ."""
+
+
+def run(middleware: Any, wsgi: bool, carrier: Any) -> None:
+    """Serve one request."""
+    if wsgi:
+        ask_wsgi(middleware, carrier).read()
+        return
+    try:  # not with asyncio, whose tasks keep their exceptions
+        middleware(carrier, None, send).send(None)
+    except (ValueError, StopIteration):
+        pass
 
 
 def test_many_open_streams() -> None:

@@ -14,6 +14,7 @@ from opentelemetry import trace as otel
 
 import tracemw
 from tests.request.drive import Conversation, ask, ask_wsgi, environ, http_scope
+from tracemw.logging import TraceContextFilter
 from tracemw.request import KEY
 from tracemw.testing import capture_traces
 
@@ -44,6 +45,7 @@ async def answer(send: Any) -> None:
 def test_ids(options: dict[str, Any]) -> None:
     """The headers tell whose request it is; from the response on server code wins, and what code sets always."""
     seen: list[Any] = []
+    before = tracemw.stats()["failures"]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(whose())
@@ -59,7 +61,7 @@ def test_ids(options: dict[str, Any]) -> None:
         ("r-1", "s-1", "jane", None),
         ("r-2", "s-2", "root", None),
     ]
-    assert tracemw.stats()["failures"].get("UnrecordedRequest.resolve_user") is None
+    assert tracemw.stats()["failures"] == before
 
 
 def test_ids_on_wsgi(options: dict[str, Any]) -> None:
@@ -78,6 +80,65 @@ def test_ids_on_wsgi(options: dict[str, Any]) -> None:
     ask_wsgi(tracemw.WSGITraceMiddleware(app, user=lambda env: env["account"], **options), env).read()
     assert seen == [("r-1", "s-1", "claimed", None), ("r-1", "s-1", "jane", None)]
     assert str(env[KEY]) == "trace_id=- client_request_id=r-1 session_id=s-1 user_id=jane"
+
+
+def test_facts_do_not_make_a_claim_true(options: dict[str, Any]) -> None:
+    """Who sets other facts of the trace has not said whose request it is: server code still wins."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tracemw.update_current_trace(metadata={"a": "b"}, tags={"c": "d"})
+        tracemw.update_current_trace(metadata={"mlflow.trace.session": "s-2"})
+        await answer(send)
+        seen.append(whose())
+
+    ask(tracemw.TraceMiddleware(app, user=lambda scope: "jane", **options), http_scope(headers=HEADERS))
+    assert seen == [("r-1", "s-2", "jane", None)]
+
+
+def test_the_user_is_asked_for_once(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """However often somebody wants to know, and though the `user` option writes log lines with the user's id."""
+    asked: list[Any] = []
+    caplog.handler.addFilter(TraceContextFilter())
+
+    def user(scope: Any) -> None:
+        asked.append(scope["path"])
+        logging.warning("who is it?")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send)
+        for _ in range(3):
+            logging.warning("it is %s", tracemw.current_request.user_id)
+
+    ask(tracemw.TraceMiddleware(app, user=user, **options), http_scope(headers=HEADERS))
+    assert asked == ["/"]
+    assert [record.user_id for record in caplog.records] == ["claimed"] * 4  # type: ignore[attr-defined]
+
+
+def test_the_user_is_known_afterwards(options: dict[str, Any]) -> None:
+    """Also where nobody wanted to know it while the request ran."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send)
+
+    scope = http_scope(headers=HEADERS)
+    ask(tracemw.TraceMiddleware(app, user=lambda scope: "jane", **options), scope)
+    assert scope[KEY].record.user_id == "jane"
+
+
+def test_the_user_of_an_error_page(options: dict[str, Any]) -> None:
+    """An application that begins its answer anew may know the user only then."""
+
+    def app(env: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        env["account"] = "jane"
+        start_response("500 Oops", [], (ValueError, ValueError("boom"), None))
+        return [b""]
+
+    env = environ(HTTP_X_USER_ID="claimed")
+    middleware = tracemw.WSGITraceMiddleware(app, user=lambda env: env.get("account"), **options)
+    assert ask_wsgi(middleware, env).headers[-1][0] == "X-Request-Id"
+    assert env[KEY].user_id == "jane"
 
 
 @pytest.mark.parametrize("given", [b"", b"  ", b"x" * 129, b"a\nb", b"\xff"])
@@ -192,6 +253,24 @@ def test_a_body_that_is_made_later_is_inside(options: dict[str, Any]) -> None:
     assert said.read() == b"ab"
     assert seen == ["r-1", "r-1", ("closed", "r-1")]
     assert [VARIABLE.get(), bool(tracemw.current_request)] == ["", False]
+
+
+def test_a_list_of_its_own_kind(options: dict[str, Any]) -> None:
+    """A list with a `close` is no mere list: it runs inside, once."""
+    seen: list[Any] = []
+
+    class Parts(list[bytes]):
+        def close(self) -> None:
+            seen.append(tracemw.current_request.client_request_id)
+
+    def app(env: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return Parts([b"a", b"b"])
+
+    said = ask_wsgi(tracemw.WSGITraceMiddleware(app, **options), environ(HTTP_X_REQUEST_ID="r-1"))
+    assert said.read() == b"ab"
+    said.body.close()
+    assert seen == ["r-1"]
 
 
 def test_a_body_that_is_there_is_left_alone(options: dict[str, Any]) -> None:

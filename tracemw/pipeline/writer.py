@@ -168,7 +168,7 @@ class Pipeline:
             self._queue.append(marker)
             self._hurried = True
             self._rouse()
-            if self._threadless:
+            while self._threadless and self._queue and not marker.done.is_set():
                 self._write_batch()
             if not marker.done.wait(max(0.0, deadline - time.monotonic())):
                 return False
@@ -233,7 +233,6 @@ class Pipeline:
                 self._idle = False
             if not self._hurried:
                 self._pause(min(INTERVAL * 2**failed_writes, RETRY_LIMIT))
-            self._hurried = False
             try:
                 failed_writes = 0 if self._write_batch() else min(failed_writes + 1, 10)
             except Exception as exc:  # a defect of ours costs a batch, never the thread
@@ -280,6 +279,7 @@ class Pipeline:
         while queue and len(items) < limit:
             item = queue.popleft()
             if isinstance(item, _Marker):
+                self._hurried = False  # before it is written: who comes meanwhile says so again
                 return items, [item]
             items.append(item)
         return items, []
