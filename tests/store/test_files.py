@@ -18,7 +18,7 @@ import pytest
 
 from tests.store.rows import START, span, trace, trace_id
 from tracemw.errors import FilterError, StoreError
-from tracemw.store import Store, layout, open_store, patience, reindex, tokens
+from tracemw.store import Store, layout, open_store, patience, reindex, tokens, words
 from tracemw.store.errors import explained
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
@@ -593,6 +593,35 @@ def test_a_process_of_an_older_version_goes_on() -> None:
                 assert [t.id for t in store.search(text).traces] == [1], text
             store.reindex()
         assert left_to_index(store) == 0
+
+
+@pytest.mark.skipif(not tokens.supported(), reason="needs FTS5")
+def test_what_an_older_version_adds_can_be_deleted() -> None:
+    """Only words that were indexed go: FTS5 calls a file damaged of which more went than came."""
+    with open_store("sqlite:///store.db") as store:
+        unfinished = trace(1, duration_ns=None, state="IN_PROGRESS", request_preview=None, response_preview=None)
+        store.write([unfinished], [span(1)])
+        own = words.of_trace(unfinished)
+        with store._writing() as connection:  # as layout 2 did it
+            (key, known), = connection.execute("SELECT start_key, words FROM traces")
+            document = tokens.document(unfinished, known).split(" ")
+            tokens.remove(connection, [(key, " ".join(word for word in document if word not in own))])
+            connection.execute(
+                "UPDATE traces SET words = words || ' sname=late', duration_ns = 9000000, request_preview = 'q'"
+            )
+            tokens.add(connection, [(key, " ".join(word for word in document if word not in own) + " sname=late")])
+        assert store.delete(trace_ids=[trace_id(1)]) == 1
+
+
+@pytest.mark.usefixtures("second_file")
+def test_times_without_an_end_are_indexed() -> None:
+    """Infinite times, which an older version stored as they came, keep no file from being opened and indexed."""
+    with closing(sqlite3.connect("store.db")) as connection, connection:
+        connection.execute("UPDATE spans SET end_ns = 9e999 WHERE id = 2")
+        connection.execute("UPDATE traces SET duration_ns = 9e999 WHERE id = 2")
+    with open_store("sqlite:///store.db") as store:
+        assert left_to_index(store) == 0
+        assert [t.id for t in store.search("span.name = 'step'").traces] == [3, 1]
 
 
 @pytest.mark.skipif(not tokens.supported(), reason="needs FTS5")

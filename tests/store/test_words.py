@@ -176,6 +176,33 @@ def named(text: str) -> list[str]:
     return [name for name in found if name.count("/") == 1]
 
 
+@pytest.mark.parametrize(
+    ("tag", "prompt"),
+    [
+        ('{"p": {"name": "a", "version": "1"}, "p": {"name": "b", "version": "2"}}', "b/2"),
+        ('[{"name": "a", "version": 100000000000000000000}]', "a/1.0e+20"),
+    ],
+)
+def test_prompts_that_sql_reads_differently(store: Store, tag: str, prompt: str) -> None:
+    """An object with a key twice and a version beyond 64 bits are found as SQL writes them."""
+    store.write([trace(1, tags={"mlflow.linkedPrompts": tag})], [])
+    same(store, f"prompt = '{prompt}'")
+    assert len(store.search(f"prompt = '{prompt}'").traces) == 1
+
+
+def test_the_longest_duration(store: Store) -> None:
+    """A duration beyond 64 bits is the longest one, in a filter as in the store."""
+    store.write([trace(1, duration_ns=2**70)], [])
+    same(store, "duration = '9999999999999.5ms'")
+    assert len(store.search("duration = '9999999999999.5ms'").traces) == 1
+
+
+def test_a_nul_however_it_is_escaped(store: Store) -> None:
+    """Text that SQLite may end at a NUL is found as SQL sees it, here with an escape within the escape of it."""
+    store.write([], [span(1, attributes='{"mlflow.x":"\\"a\\\\u0\\u003000b\\""}')])
+    same(store, "span.attributes.`mlflow.x` = 'a'")
+
+
 ANY_SPAN = st.builds(
     lambda of, number, name, status, kind, text, late: span(
         of, number, name=name, status=status, span_type=kind, attributes=text, start_ns=START + of * MS + late

@@ -49,7 +49,7 @@ def step(connection: sqlite3.Connection) -> bool:
             f"SELECT id, start_key, words, {_FIELDS} FROM traces WHERE id {_AMONG}", (chosen,)
         ):
             row = trace_row(values)
-            changes.append((tokens.known(row, old, key), (key, tokens.document(row, words[id]))))
+            changes.append(((key, tokens.document(row, old)), (key, tokens.document(row, words[id]))))
         tokens.change(connection, changes)
         retention.count_removed(connection, len(ids))
     else:

@@ -74,14 +74,6 @@ def _of_columns(*values: str | int | None) -> list[str]:
     return [token("c", key, str(value)) for key, value in zip(SHARED, values, strict=True) if value is not None]
 
 
-def known(row: TraceRow, words: str, key: int) -> tuple[int, str] | None:
-    """Return the key and document of a stored trace, for `change`; None where some of its words may be missing.
-
-    That is one to whose words a process of an older version has added, which has no other words for its facts.
-    """
-    return None if "|" in words and outdated(words) else (key, document(row, words))
-
-
 def quoted(kind: str, key: str, value: str) -> str:
     """Return the same word, quoted for an FTS5 expression."""
     return f'"{token(kind, key, value)}"'
@@ -91,7 +83,8 @@ def document(row: TraceRow, words: str) -> str:
     """Return the document of a trace: a function of its row alone, since FTS5 removes it by its words.
 
     Args:
-        words: Those of its spans, as they are kept with it. Layout 2 had other ones, and none of `words.of_trace`.
+        words: Those of its spans, as they are kept with it. Layout 2 had other ones, and none of `words.of_trace`;
+            a process of that version, which adds its own to those of layout 3, indexes no others, either.
     """
     parts = [token("m", key, value) for key, value in row.metadata.items()]
     parts += [token("t", key, value) for key, value in row.tags.items()]
@@ -99,7 +92,7 @@ def document(row: TraceRow, words: str) -> str:
     for column, value in zip(OWN, _own(row), strict=True):
         if value is not None:
             parts.append(token("c", column, value))
-    if "|" in words:
+    if not outdated(words):
         parts += of_trace(row)
     if words:
         parts.append(words)

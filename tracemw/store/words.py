@@ -40,6 +40,7 @@ _MAX = {"s": 64, "a": 1000, "d": 128}  # words of one kind for a trace's spans
 _MS = 1_000_000
 _DIGITS = "0123456789abcdefghijklmnopqrstuv"
 _PAIRS = [a + b for a in _DIGITS for b in _DIGITS]
+_LONGEST = 2**63 - 1  # nanoseconds of a duration: what is longer, in a filter or in an older file, is as long
 _EXACT = 10**18  # integers below have words of their own, others those of numbers with a fraction
 _TOLERANCE = 1e-11  # by which a number with a fraction may be read and written differently; words have 10 digits
 
@@ -82,7 +83,7 @@ def word(kind: str, value: str) -> str:
 
 def of_duration(ns: float) -> str:
     """Return the word of a duration; all negative ones share that of nothing."""
-    return f"d{int(ns // _MS)}" if ns > 0 else "d0"
+    return f"d{int(min(ns, _LONGEST) // _MS)}" if ns > 0 else "d0"
 
 
 def of_end(ms: int) -> str:
@@ -211,7 +212,7 @@ def _simple(piece: str) -> str | None:
 
 def _of_piece(piece: str) -> str:
     key, colon, text = piece.partition('":')
-    if not colon or '"' in key or "\\" in key or "\\u0000" in text:
+    if not colon or '"' in key or "\\" in key:
         raise _NotPlain
     text = text.strip(" ")
     try:
@@ -245,8 +246,6 @@ def _parsed(text: str) -> tuple[list[str], str]:
     if pairs.__class__ is not _Object:
         return [], shown
     found = [_of_value(key, value) for key, value in pairs]
-    if "\\u0000" in text:  # where some versions of SQLite end a text
-        found.append(more("a"))
     if shown is _EITHER and text.count(_OUTCOME) == 1 and "\\u" not in text:
         outcomes = [value for key, value in pairs if key == "tracemw.outcome"]
         if len(outcomes) == 1:
@@ -256,7 +255,10 @@ def _parsed(text: str) -> tuple[list[str], str]:
 
 def _of_value(key: str, value: Any) -> str:
     """Return the word of an attribute; "" where it has none."""
-    return _of_plain(key, _decoded(value) if key.startswith("mlflow.") else value)
+    value = _decoded(value) if key.startswith("mlflow.") else value
+    if "\0" in key or (value.__class__ is str and "\0" in value):  # where some versions of SQLite end a text
+        return more("a")
+    return _of_plain(key, value)
 
 
 def _of_plain(key: str, value: Any) -> str:
@@ -304,14 +306,21 @@ def _prompts(text: str) -> list[str]:
     except (ValueError, RecursionError):
         return [more("p")]
     found = [more("p")] if "\\u0000" in text else []
-    for prompt in prompts.values() if isinstance(prompts, dict) else prompts if isinstance(prompts, list) else ():
+    if isinstance(prompts, dict):  # SQL sees all of its values, also two of one key
+        found.append(more("p"))
+    for prompt in prompts if isinstance(prompts, list) else ():
         if isinstance(prompt, dict):
             name, version = prompt.get("name"), prompt.get("version")
-            if isinstance(name, str) and (isinstance(version, str) or version.__class__ is int):
+            if isinstance(name, str) and (isinstance(version, str) or _is_stored(version)):
                 found.append(of_preview("p", f"{name}/{version}"))
             elif name is not None and version is not None:
                 found.append(more("p"))
     return found
+
+
+def _is_stored(number: Any) -> bool:
+    """True for an integer that SQLite writes as it is."""
+    return number.__class__ is int and -_LONGEST <= number <= _LONGEST
 
 
 def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

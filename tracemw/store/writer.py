@@ -194,7 +194,7 @@ def _index(connection: sqlite3.Connection, known: list[Known]) -> None:
         old = None
         if trace.stored is not None:
             row, words, key = trace.stored
-            old = tokens.known(row, words, key)
+            old = key, tokens.document(row, words)
         changes.append((old, (trace.start_key, tokens.document(trace.row, trace.words))))
     tokens.change(connection, changes)
 
