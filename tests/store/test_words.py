@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -247,6 +248,38 @@ def test_every_change(changes: list[Any]) -> None:
             with store._pool.connection() as connection:
                 connection.execute("CREATE VIRTUAL TABLE temp.left USING fts5vocab(main, tokens, row)")
                 assert connection.execute("SELECT term FROM temp.left").fetchall() == []
+
+
+@pytest.mark.skipif(not tokens.supported(), reason="needs FTS5")
+def test_a_word_that_a_span_and_its_trace_share(store: Store) -> None:
+    """The duration of both is one word: it goes with the trace, and no merging of the index brings it back."""
+    random = Random(3)
+
+    def some() -> tuple[int, int, int]:
+        n = random.randrange(40)
+        duration = random.choice([0, MS, 7 * MS, random.randrange(200) * MS])
+        return n, START + n * MS - random.choice([0, 0, 500]), duration
+
+    for _ in range(600):
+        traces = [trace(n, start_ns=start, duration_ns=duration) for n, start, duration in (some(), some())]
+        spans = [
+            span(n, random.randrange(5), name=f"n{random.randrange(9)}", start_ns=start, end_ns=start + duration)
+            for n, start, duration in (some(), some(), some())
+        ]
+        store.write(traces[: random.randrange(3)], spans[: random.randrange(4)])
+        store.patch(trace_id(random.randrange(40)), duration_ns=random.choice([MS, 7 * MS]))
+        if not random.randrange(4):
+            store.delete(trace_ids=[trace_id(random.randrange(40))])
+    with store._pool.connection() as connection:
+        connection.execute("CREATE VIRTUAL TABLE temp.there USING fts5vocab(main, tokens, instance)")
+        there = set(connection.execute("SELECT term, doc FROM temp.there"))
+    rows = store.read("SELECT start_key, words, trace_id FROM traces")
+    wanted = set()
+    for key, words, trace_id_ in rows:
+        found = store.get(trace_id_)
+        assert found is not None
+        wanted |= {(word, key) for word in tokens.document(found.row, words).split()}  # all ASCII
+    assert there == wanted
 
 
 EQUALITIES = [

@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from operator import attrgetter
@@ -80,7 +79,7 @@ def quoted(kind: str, key: str, value: str) -> str:
 
 
 def document(row: TraceRow, words: str) -> str:
-    """Return the document of a trace: a function of its row alone, since FTS5 removes it by its words.
+    """Return the document of a trace, no word twice: a function of its row alone, as FTS5 removes it by its words.
 
     Args:
         words: Those of its spans, as they are kept with it. Layout 2 had other ones, and none of `words.of_trace`;
@@ -94,9 +93,8 @@ def document(row: TraceRow, words: str) -> str:
             parts.append(token("c", column, value))
     if not outdated(words):
         parts += of_trace(row)
-    if words:
-        parts.append(words)
-    return " ".join(parts)
+    parts.append(words.replace("|", " "))
+    return " ".join(dict.fromkeys(" ".join(parts).split(" ")))  # a token may hold a blank beyond ASCII
 
 
 @lru_cache(maxsize=1)
@@ -140,16 +138,16 @@ def change(
     """Put documents in the place of others of the same traces (None: there is none), each with its key.
 
     Only the words that differ are touched. FTS5 counts documents and words, and calls a file damaged of which more
-    went than came: so something comes wherever words go, and a word that is there twice counts twice.
+    went than came: so something comes wherever words go. A word that came twice would come back after it went.
     """
     removed, added = [], []
     for old, new in documents:
         if old is not None and old[0] == new[0]:
             if old[1] == new[1]:
                 continue
-            before, after = (Counter(text.replace("|", " ").split(" ")) for _, text in (old, new))
-            gone = " ".join(word for word in before.elements() if word not in after)
-            come = " ".join((after - before).elements())
+            before, after = (dict.fromkeys(text.split(" ")) for _, text in (old, new))
+            gone = " ".join(word for word in before if word not in after)
+            come = " ".join(word for word in after if word not in before)
             if gone:
                 removed.append((old[0], gone))
             if gone or come:
