@@ -6,6 +6,7 @@ This is the comparison of versions, regions, feature flags or users: one call in
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -157,26 +158,26 @@ def _few(reader: Reader, match: str) -> bool:
 
 def _grouped(rows: Sequence[Any]) -> dict[str | None, tuple[list[str], list[int]]]:
     """Return states and durations by value."""
-    groups: dict[Any, tuple[list[str], list[int]]] = {}
-    for value, state, duration in rows:
-        group = groups.get(value)
-        if group is None:
-            group = groups[value] = ([], [])
-        group[0].append(state)
-        if duration is not None:
-            group[1].append(duration)
-    for _, durations in groups.values():
+    by_value: defaultdict[Any, list[Any]] = defaultdict(list)
+    for row in rows:
+        by_value[row[0]].append(row)
+    groups = {}
+    for value, found in by_value.items():
+        durations = [duration for _, _, duration in found if duration is not None]
         durations.sort()
-    return {value if value is None else str(value): group for value, group in groups.items()}
+        groups[None if value is None else str(value)] = [state for _, state, _ in found], durations
+    return groups
 
 
 def _group(value: str | None, states: Sequence[str], durations: Sequence[int]) -> Group:
     errors = states.count("ERROR")
     rated = errors + states.count("OK")
     low, high = wilson(errors, rated) if rated else (None, None)
-    p50, p95, p99 = (quantile(durations, q) / 1e6 if durations else None for q in (0.5, 0.95, 0.99))
     rate = errors / rated if rated else None
-    return Group(value, len(states), rated, errors, rate, low, high, p50, p95, p99)
+    if not durations:
+        return Group(value, len(states), rated, errors, rate, low, high, None, None, None)
+    p50, p95, p99 = quantile(durations, 0.5), quantile(durations, 0.95), quantile(durations, 0.99)
+    return Group(value, len(states), rated, errors, rate, low, high, p50 / 1e6, p95 / 1e6, p99 / 1e6)
 
 
 def _compared(

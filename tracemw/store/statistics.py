@@ -54,10 +54,11 @@ def _log_choose(n: int, k: int) -> float:
 
 def quantile(ordered: Sequence[int], share: float) -> float:
     """Return a quantile of values in order, interpolated between neighbours (as NumPy and pandas do)."""
-    position = (len(ordered) - 1) * share
-    below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+    last = len(ordered) - 1
+    position = last * share
+    below = int(position)
+    low = ordered[below]
+    return low if below == last else low + (ordered[below + 1] - low) * (position - below)
 
 
 def values_differ(first: Sequence[int], second: Sequence[int]) -> float:
