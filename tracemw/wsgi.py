@@ -146,9 +146,7 @@ class _Response(Isolated):
         self.enter()
 
         # The third one is called `exc_info` by every server, though PEP 3333 leaves its name open.
-        def traced_start_response(
-            status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
-        ) -> Any:
+        def traced_start_response(status: str, headers: Any, *exc_info: Any, **named: Any) -> Any:
             write = start_response(status, self._with_headers(headers) or headers, *exc_info, **named)
             self._started(status, headers, exc_info[0] if exc_info else named.get("exc_info") if named else None)
             return partial(self._write, write)
@@ -297,9 +295,7 @@ class _Unrecorded(Isolated):
     def _call(self, app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self.enter()
 
-        def telling_start_response(
-            status: str, headers: list[tuple[str, str]], *exc_info: Any, **named: Any
-        ) -> Any:
+        def telling_start_response(status: str, headers: Any, *exc_info: Any, **named: Any) -> Any:
             changed = self._with_request_id(headers, environ)
             return start_response(status, changed or headers, *exc_info, **named)
 
