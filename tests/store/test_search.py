@@ -272,7 +272,8 @@ def test_words_find_what_reading_finds(many: list[dict[str, str]], data: st.Data
         key, value = (s.replace("\0", "\ufffd") for s in (key, value))
         expected = [int(row.trace_id, 16) for row in stored if row.metadata.get(key) == value]
         with store._reading() as connection:
-            ids, _ = reader.page(connection, Where("1", (), tokens.quoted("m", key, value)), None, 100, None)
+            match = f'"{tokens.token("m", key, value)}"'
+            ids, _ = reader.page(connection, Where("1", (), match), None, 100, None)
             found = numbers(reader.by_ids(connection, ids, False))
         assert sorted(found) == expected
 

@@ -21,12 +21,8 @@ import sqlite3
 from tracemw.errors import StoreError
 
 from . import layout, migrations, reindex, tokens
-from .codec import PROMOTED
 from .connections import transaction
 from .match import register_functions
-from .tokens import quoted, token
-
-__all__ = ["PROMOTED", "VERSION", "prepare", "quoted", "token"]
 
 VERSION = 3
 APPLICATION = 0x74726D77  # "trmw" in the file's header

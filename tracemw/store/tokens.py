@@ -73,11 +73,6 @@ def _of_columns(*values: str | int | None) -> list[str]:
     return [token("c", key, str(value)) for key, value in zip(SHARED, values, strict=True) if value is not None]
 
 
-def quoted(kind: str, key: str, value: str) -> str:
-    """Return the same word, quoted for an FTS5 expression."""
-    return f'"{token(kind, key, value)}"'
-
-
 def document(row: TraceRow, words: str) -> str:
     """Return the document of a trace, no word twice: a function of its row alone, as FTS5 removes it by its words.
 
