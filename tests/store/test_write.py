@@ -411,3 +411,11 @@ def test_the_text_of_an_escape(store: Store) -> None:
     text = '{"key": "a\\u0000b"}'
     store.write([trace(1, tags={"t": text}, metadata={"m": text})], [])
     assert [found.row.tags["t"] + found.row.metadata["m"] for found in store.search().traces] == [text * 2]
+
+
+def test_traces_at_the_end_of_time(store: Store) -> None:
+    """Traces whose start is beyond 64 bits, or the last that they hold, have keys of their own."""
+    store.write([trace(number, start_ns=2**70) for number in range(3)], [])
+    store.write([trace(3, start_ns=2**63 - 1)], [])
+    assert len({key for (key,) in store.read("SELECT start_key FROM traces")}) == 4
+    assert len(store.search("user = 'jane'").traces) == 4

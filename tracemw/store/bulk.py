@@ -27,11 +27,23 @@ def insert(
         values: Of the rows; they may be made while they are asked for.
         tail: The rest of the statement.
     """
-    most = 1 << (min(ROWS, _variables() // row.count("?")).bit_length() - 1)
+    size = 1 << (most(row).bit_length() - 1)
     rest = iter(values)
-    while chunk := list(islice(rest, most)):
-        for rows in _split(chunk, most):
-            connection.executemany(_statement(head, row, len(rows), tail), (list(chain.from_iterable(rows)),))
+    while chunk := list(islice(rest, size)):
+        for rows in _split(chunk, size):
+            insert_at_once(connection, head, row, rows, tail)
+
+
+def insert_at_once(
+    connection: sqlite3.Connection, head: str, row: str, values: Sequence[Sequence[Any]], tail: str = ""
+) -> None:
+    """Insert rows, `most(row)` of them at most, by one statement."""
+    connection.executemany(_statement(head, row, len(values), tail), (list(chain.from_iterable(values)),))
+
+
+def most(row: str) -> int:
+    """Return how many rows one statement takes."""
+    return min(ROWS, _variables() // row.count("?"))
 
 
 def _split(rows: list[Sequence[Any]], size: int) -> Iterator[list[Sequence[Any]]]:

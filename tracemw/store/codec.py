@@ -53,9 +53,9 @@ def trace_values(row: TraceRow) -> tuple[Any, ...]:
     """Return the values of `TRACE_COLUMNS`."""
     metadata = row.metadata
     values = (
-        row.trace_id, row.root_span_id, row.has_parent, row.name, row.start_ns, row.duration_ns, row.state,
-        row.outcome, row.method, row.route, row.status_code, row.client_request_id, row.session_id, row.user_id,
-        row.request_preview, row.response_preview, _metadata(metadata), _metadata(row.tags),
+        row.trace_id, row.root_span_id, 1 if row.has_parent else 0, row.name, row.start_ns, row.duration_ns,
+        row.state, row.outcome, row.method, row.route, row.status_code, row.client_request_id, row.session_id,
+        row.user_id, row.request_preview, row.response_preview, _metadata(metadata), _metadata(row.tags),
         metadata.get("environment"), metadata.get("app_version"), metadata.get("deployment_id"),
         metadata.get("region"),
     )  # fmt: skip

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from tracemw.errors import FilterError, StoreError
 
-from . import outbox, reader, reindex, retention, troubles, writer
+from . import arrivals, outbox, reader, reindex, retention, troubles, writer
 from .codec import cleaned_spans, cleaned_traces, within
 from .connections import Pool
 from .outbox import DeadLetter, OutboxStats
-from .patience import leave_free, patiently
+from .patience import is_lock, leave_free, patiently
 from .reader import Cursor
 from .rows import SpanRow, StoredPage, StoredTrace, TraceRow
 from .schema import prepare
@@ -67,6 +67,7 @@ class Store:
         self.path = _path(url)
         self._pool = Pool(self.path, create=create, prepare=prepare)
         self._counts: Counter[str] = Counter()
+        self._recent = arrivals.Recent()
         with self._reading():  # an unusable file is told of now
             pass
 
@@ -129,11 +130,40 @@ class Store:
         outbox: bool,
         patient: Callable[[], bool] | None,
     ) -> None:
+        if self._write_new(traces, spans, outbox, patient):
+            return
         with self._pool.transaction(patient=patient) as connection:
             try:
                 writer.write(connection, traces, spans, outbox)
             except _UNCLEAN as error:
                 raise _Unwritable from error
+
+    def _write_new(
+        self,
+        traces: Sequence[TraceRow],
+        spans: Sequence[SpanRow],
+        outbox: bool,
+        patient: Callable[[], bool] | None,
+    ) -> bool:
+        """Store a few rows of new traces by one statement; False where they are not, or it cannot."""
+
+        def insert() -> bool:
+            with self._pool.connection() as connection:
+                try:
+                    arrivals.insert(connection, rows)
+                except sqlite3.Error as error:
+                    if is_lock(error):
+                        raise
+                    return False
+            return True
+
+        try:
+            if not arrivals.fit(max(len(traces), len(spans))) or not self._recent.are_new(traces, spans):
+                return False
+            rows = arrivals.rows_of(traces, spans, outbox)
+            return patiently(insert, patient)
+        except _UNCLEAN:
+            return False
 
     def patch(
         self,

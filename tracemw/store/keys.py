@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 
 _MILLISECOND = 1_000_000
+_LAST = 2**63 - 1  # of the keys that SQLite has
 
 
 def free_keys(connection: sqlite3.Connection, starts: Sequence[int]) -> list[int]:
@@ -27,7 +28,8 @@ def free_keys(connection: sqlite3.Connection, starts: Sequence[int]) -> list[int
             first = start // _MILLISECOND * _MILLISECOND
             if first not in loaded:
                 query = "SELECT start_key FROM traces WHERE start_key BETWEEN ? AND ?"
-                taken.update(key for (key,) in connection.execute(query, (first, first + _MILLISECOND - 1)))
+                last = min(first + _MILLISECOND - 1, _LAST)
+                taken.update(key for (key,) in connection.execute(query, (first, last)))
                 loaded.add(first)
             key = _free(start, hints.get(start, start), first, taken)
             hints[start] = key
@@ -38,5 +40,6 @@ def free_keys(connection: sqlite3.Connection, starts: Sequence[int]) -> list[int
 
 def _free(start: int, hint: int, first: int, taken: set[int]) -> int:
     end = first + _MILLISECOND
-    candidates = itertools.chain(range(hint, end), range(start - 1, first - 1, -1), itertools.count(end))
+    beyond = itertools.count(end) if end <= _LAST else itertools.count(first - 1, -1)
+    candidates = itertools.chain(range(hint, min(end, _LAST + 1)), range(start - 1, first - 1, -1), beyond)
     return next(key for key in candidates if key not in taken)

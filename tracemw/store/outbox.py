@@ -53,10 +53,14 @@ class OutboxStats:
     oldest_ns: int | None
 
 
+def due_at(state: str) -> int:
+    """Return when a trace of this state is to be delivered, in nanoseconds since the epoch; 0 is at once."""
+    return time.time_ns() + UNFINISHED_WAIT if state == "IN_PROGRESS" else 0
+
+
 def enqueue(connection: sqlite3.Connection, traces: Iterable[tuple[int, str]]) -> None:
     """Queue traces (number and state); one that was failing keeps its time, one given up gets another chance."""
-    later = time.time_ns() + UNFINISHED_WAIT
-    values = [(trace, later if state == "IN_PROGRESS" else 0) for trace, state in traces]
+    values = [(trace, due_at(state)) for trace, state in traces]
     bulk.insert(connection, _ENQUEUE, "(?, 0, ?, NULL, 0)", values, _AGAIN)
 
 

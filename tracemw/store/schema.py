@@ -20,7 +20,7 @@ import sqlite3
 
 from tracemw.errors import StoreError
 
-from . import layout, migrations, reindex, tokens
+from . import arrivals, layout, migrations, reindex, tokens
 from .connections import transaction
 from .match import register_functions
 
@@ -50,6 +50,7 @@ def prepare(connection: sqlite3.Connection, name: str, writable: bool) -> None:
         _migrate(connection, name)
     if writable:
         _index_tokens(connection)
+        arrivals.prepare(connection)
     if 0 < version < VERSION:
         reindex.begin(connection)
 

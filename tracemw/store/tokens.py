@@ -86,9 +86,15 @@ def document(row: TraceRow, words: str) -> str:
     for column, value in zip(OWN, _own(row), strict=True):
         if value is not None:
             parts.append(token("c", column, value))
-    if not outdated(words):
-        parts += of_trace(row)
-    parts.append(words.replace("|", " "))
+    of_spans = words.replace("|", " ")
+    if outdated(words):
+        return _once([*parts, of_spans])
+    parts.append(_once([*of_trace(row), of_spans]))  # those above are different by their nature
+    return " ".join(parts)
+
+
+def _once(parts: Iterable[str]) -> str:
+    """Return the words of texts, none of them twice."""
     return " ".join(dict.fromkeys(" ".join(parts).split(" ")))  # a token may hold a blank beyond ASCII
 
 

@@ -69,22 +69,14 @@ def write(
     connection: sqlite3.Connection, traces: Sequence[TraceRow], spans: Sequence[SpanRow], outbox: bool
 ) -> None:
     """Store rows inside the transaction of the caller."""
-    by_trace: dict[str, list[SpanRow]] = {}
-    for span in spans:
-        by_trace.setdefault(span.trace_id, []).append(span)
+    by_trace = grouped(spans)
     known = load(connection, dict.fromkeys([*(row.trace_id for row in traces), *by_trace]))
-    for row in traces:
-        merge(known, row)
-    for trace_id, rows in by_trace.items():
-        trace = known.get(trace_id)
-        if trace is None:
-            trace = known[trace_id] = Known(_placeholder(rows))
+    for trace_id in by_trace.keys() & known.keys():
+        trace = known[trace_id]
         if outdated(trace.words):
             trace.words = reindex.words_of(connection, [trace.id])[trace.id]
             trace.changed = True
-        words = with_spans(trace.words, map(_DESCRIBED, rows))
-        if words != trace.words:
-            trace.words, trace.changed = words, True
+    add(known, traces, by_trace)
     save(connection, known.values())
     values = (span_values(known[span.trace_id].id, span) for span in spans)
     bulk.insert(connection, _SPAN, _SPAN_ROW, values, _SPAN_KNOWN)
@@ -114,6 +106,14 @@ def patch(
     return True
 
 
+def grouped(spans: Sequence[SpanRow]) -> dict[str, list[SpanRow]]:
+    """Return the spans of each trace."""
+    by_trace: dict[str, list[SpanRow]] = {}
+    for span in spans:
+        by_trace.setdefault(span.trace_id, []).append(span)
+    return by_trace
+
+
 def load(connection: sqlite3.Connection, trace_ids: Iterable[str]) -> dict[str, Known]:
     """Return what is stored of these traces."""
     found = {}
@@ -124,6 +124,19 @@ def load(connection: sqlite3.Connection, trace_ids: Iterable[str]) -> dict[str, 
         stored = row, words, start_key
         found[row.trace_id] = Known(row, id, start_key, words, bool(other_error), revision, stored, False)
     return found
+
+
+def add(known: dict[str, Known], traces: Sequence[TraceRow], by_trace: Mapping[str, list[SpanRow]]) -> None:
+    """Add what rows say to what is known of their traces; spans without any make one that is in progress."""
+    for row in traces:
+        merge(known, row)
+    for trace_id, spans in by_trace.items():
+        trace = known.get(trace_id)
+        if trace is None:
+            trace = known[trace_id] = Known(_placeholder(spans))
+        words = with_spans(trace.words, map(_DESCRIBED, spans))
+        if words != trace.words:
+            trace.words, trace.changed = words, True
 
 
 def merge(known: dict[str, Known], new: TraceRow) -> None:

@@ -1,0 +1,180 @@
+"""New traces go into the file by one statement; whatever it cannot take goes the other way, to the same end."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.store.rows import MS, START, span, trace, trace_id, words_are
+from tracemw.errors import StoreError
+from tracemw.store import SpanRow, Store, TraceRow, arrivals, bulk, open_store, tokens, writer
+
+pytestmark = pytest.mark.skipif(not tokens.supported(), reason="Python's SQLite has no FTS5")
+
+SPANS = "SELECT trace_id, s.* FROM spans AS s JOIN traces AS t ON s.trace = t.id ORDER BY trace_id, span_id"
+OUTBOX = "SELECT trace_id, attempts, due_ns = 0, dead FROM outbox JOIN traces ON trace = id ORDER BY trace_id"
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    """A store in a file."""
+    with open_store("sqlite:///store.db") as store:
+        yield store
+
+
+def content(store: Store) -> list[Any]:
+    """Return all that is in a store, but for the numbers of rows, which nobody may rely on within a batch."""
+    with store._pool.connection() as connection:
+        connection.execute("CREATE VIRTUAL TABLE temp.terms USING fts5vocab(main, tokens, row)")
+        terms = connection.execute("SELECT term, doc FROM temp.terms").fetchall()
+        connection.execute("DROP TABLE temp.terms")
+    traces = store.read("SELECT * FROM traces ORDER BY trace_id")
+    spans = store.read(SPANS)
+    return [terms, [row[1:] for row in traces], [row[:1] + row[3:] for row in spans], store.read(OUTBOX)]
+
+
+def refused(*arguments: object) -> None:
+    """Stand for `arrivals.insert` where it is not to be used."""
+    raise AssertionError("these rows are not for the one statement")
+
+
+numbers = st.integers(0, 3)
+texts = st.sampled_from(["", "a", "\0", "\ud800", "\N{NO-BREAK SPACE}", "k=v k=v"])
+starts = st.sampled_from([START, START + 1, START + MS - 1, -1, 2**70])
+traces = st.builds(
+    lambda number, **changes: trace(number, **changes),
+    number=numbers, start_ns=starts, has_parent=st.booleans(),
+    root_span_id=st.sampled_from([None, "f" * 16, "e" * 16]),
+    state=st.sampled_from(["OK", "ERROR", "IN_PROGRESS"]), duration_ns=st.sampled_from([None, 0, 5 * MS, 2**64]),
+    user_id=texts, status_code=st.sampled_from([None, 0, 200]), tags=st.dictionaries(texts, texts, max_size=2),
+)  # fmt: skip
+spans = st.builds(
+    lambda of, number, **changes: span(of, number, **changes),
+    of=numbers, number=numbers, name=texts, attributes=st.sampled_from(["{}", '{"a":1}', '{"a":"\\u0000"}', "no"]),
+)  # fmt: skip
+batches = st.lists(st.tuples(st.lists(traces, max_size=3), st.lists(spans, max_size=4), st.booleans()), max_size=4)
+
+
+@given(batches)
+def test_both_ways_lead_to_the_same_end(
+    written: list[tuple[list[TraceRow], list[SpanRow], bool]],
+) -> None:
+    """Whether batches of any rows go the short way where they can, or all the long one: the file says the same."""
+    with open_store("memory:") as short, open_store("memory:") as long:
+        for rows in written:
+            short.write(rows[0], rows[1], outbox=rows[2])
+            with mock.patch.object(arrivals, "fit", return_value=False):
+                long.write(rows[0], rows[1], outbox=rows[2])
+        assert content(short) == content(long)
+
+
+def test_new_traces_take_one_statement(store: Store) -> None:
+    """A batch of new traces, as that of most requests, is one statement: each gives the interpreter away."""
+    found: set[str] = set()  # SQLite tells of a statement once more whenever its trigger begins
+    with store._pool.connection() as connection:
+        connection.set_trace_callback(found.add)
+    store.write([trace(number) for number in range(30)], [span(number) for number in range(30)], outbox=True)
+    assert sum(not text.startswith("--") for text in found) == 1  # the others are FTS5's own
+    assert store.read("SELECT count(*), min(revision), max(revision) FROM traces") == [(30, 1, 1)]
+    assert store.read("SELECT count(*) FROM outbox") == [(30,)]
+    assert words_are(store, 30)
+    one = store.get(trace_id(7))
+    assert one is not None and (one.row, one.spans) == (trace(7), [span(7)])
+
+
+def test_a_trace_that_another_process_has_begun(store: Store) -> None:
+    """What came of a trace from elsewhere is kept, and merged with what comes now."""
+    with open_store("sqlite:///store.db") as other:
+        other.write([trace(2, tags={"from": "there"})], [span(2, 1)])
+    store.write([trace(1), trace(2, tags={"to": "here"})], [span(1), span(2)])
+    found = store.get(trace_id(2))
+    assert found is not None and found.row.tags == {"from": "there", "to": "here"}
+    assert found.spans == [span(2), span(2, 1)]
+    assert store.stats()["traces"] == 2
+
+
+def test_two_roots_of_one_trace(store: Store) -> None:
+    """The failure of a root whose facts do not count is noted, so that the trace stays one that failed."""
+    inner = trace(1, root_span_id="e" * 16, has_parent=True, state="ERROR")
+    store.write([trace(1), inner], [span(1), span(1, 1)])
+    assert store.read("SELECT other_error, state, root_span_id FROM traces") == [(1, "ERROR", span(1).span_id)]
+    store.write([trace(1)], [])
+    assert store.read("SELECT other_error, state FROM traces") == [(1, "ERROR")]
+
+
+def test_a_key_that_is_taken(store: Store) -> None:
+    """Traces that start in the same nanosecond have keys of their own, whichever process they come from."""
+    with open_store("sqlite:///store.db") as other:
+        other.write([trace(1)], [])
+    store.write([trace(2, start_ns=START + MS), trace(3, start_ns=START + MS)], [])
+    assert store.read("SELECT start_key - start_ns FROM traces ORDER BY trace_id") == [(0,), (1,), (2,)]
+    assert len(store.search("user = 'jane'").traces) == 3
+
+
+def test_what_was_written_a_moment_ago_is_not_tried(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of a trace that this process has written goes the other way at once."""
+    store.write([], [span(1, 1)])
+    monkeypatch.setattr(arrivals, "insert", refused)
+    store.write([trace(1)], [span(1)])
+    found = store.get(trace_id(1))
+    assert found is not None and found.spans == [span(1), span(1, 1)]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory for traces that were written does not grow; what fell out of it is tried, and merged."""
+    monkeypatch.setattr(arrivals, "REMEMBERED", 10)
+    with open_store("memory:") as store:
+        for number in range(100):
+            store.write([trace(number)], [span(number)])
+        assert len(store._recent._newer) + len(store._recent._older) < 25
+        store.write([trace(0, tags={"late": "yes"})], [])
+        assert len(store.search("tags.late = 'yes'").traces) == 1
+        assert store.stats()["traces"] == 100
+
+
+@pytest.mark.parametrize("variables", [None, 999, 200])
+def test_any_number_of_rows(store: Store, variables: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows a batch has, and however few values SQLite takes in a statement, all are stored."""
+    if variables is not None:
+        monkeypatch.setattr(bulk, "_variables", lambda: variables)
+    number = 0
+    for size in (1, 7, 8, 9, 24, 25, arrivals.MOST, arrivals.MOST + 1, 300):
+        batch = range(number, number + size)
+        store.write([trace(n) for n in batch if n % 3], [span(n, below) for n in batch for below in range(n % 4)])
+        number += size
+    expected = [n for n in range(number) if n % 3 or n % 4]
+    assert store.read("SELECT count(*) FROM traces") == [(len(expected),)]
+    assert store.read("SELECT count(*) FROM spans") == [(sum(n % 4 for n in range(number)),)]
+
+
+def test_a_locked_file_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another process has the file locked, the writer waits, and one that may not wait is told."""
+    monkeypatch.setattr(writer, "write", refused)  # it takes more statements, not what is to be done about a lock
+    store.write([trace(1)], [])
+    other = sqlite3.connect("store.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="locked by another process") as caught:
+        store.write([trace(2)], [], patient=lambda: False)
+    assert caught.value.retry
+    release = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+    release.start()
+    store.write([trace(3)], [span(3)])
+    release.join()
+    other.close()
+    assert store.stats()["traces"] == 2
+
+
+def test_nothing_of_a_batch_that_fails_is_stored(store: Store) -> None:
+    """A row that cannot be stored takes the others of its batch with it, and what was there stays as it was."""
+    store.write([trace(1)], [span(1)])
+    before = content(store)
+    with pytest.raises(StoreError, match="a row cannot be stored"):
+        store.write([trace(2)], [span(2), 7])  # type: ignore[list-item]
+    assert content(store) == before
