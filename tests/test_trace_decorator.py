@@ -216,9 +216,9 @@ def test_secrets_are_masked() -> None:
         return {"access_token": "t-1", "user": user}
 
     with capture_traces(redact=["password", "token", "api_key", "pin_code"]) as traces:
-        login("ada", "hunter2", pin_code="1234")
+        login("ada", "hunter2", pin_code="pin-1234")
     text = traces[0].to_json()
-    assert not any(secret in text for secret in ("sk-1", "hunter2", "1234", "t-1"))
+    assert not any(secret in text for secret in ("sk-1", "hunter2", "pin-1234", "t-1"))
     assert only_span(traces).inputs["user"] == "ada"
 
 
