@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.store.rows import MS, START, span, trace, trace_id, words_are
@@ -46,14 +46,16 @@ def refused(*arguments: object) -> None:
 
 
 numbers = st.integers(0, 3)
-texts = st.sampled_from(["", "a", "\0", "\ud800", "\N{NO-BREAK SPACE}", "k=v k=v"])
-starts = st.sampled_from([START, START + 1, START + MS - 1, -1, 2**70])
+texts = st.sampled_from(["", "a", "b", "k=v k=v", "\N{NO-BREAK SPACE}", "d0", "\0", "\ud800"])
+starts = st.sampled_from([START, START, START + 1, START + MS - 1, -1, 2**63 - 1, 2**70, -(2**70)])
 traces = st.builds(
     lambda number, **changes: trace(number, **changes),
     number=numbers, start_ns=starts, has_parent=st.booleans(),
     root_span_id=st.sampled_from([None, "f" * 16, "e" * 16]),
-    state=st.sampled_from(["OK", "ERROR", "IN_PROGRESS"]), duration_ns=st.sampled_from([None, 0, 5 * MS, 2**64]),
-    user_id=texts, status_code=st.sampled_from([None, 0, 200]), tags=st.dictionaries(texts, texts, max_size=2),
+    state=st.sampled_from(["OK", "ERROR", "IN_PROGRESS"]),
+    duration_ns=st.sampled_from([None, 0, 5 * MS, -1, 2**64]),
+    user_id=texts, status_code=st.sampled_from([None, 0, 200, True]),
+    tags=st.sampled_from([{}, {"": "", "a": "k=v k=v"}, {"d0": "\N{NO-BREAK SPACE}"}, {"\0": "a"}]),
 )  # fmt: skip
 spans = st.builds(
     lambda of, number, **changes: span(of, number, **changes),
@@ -62,6 +64,7 @@ spans = st.builds(
 batches = st.lists(st.tuples(st.lists(traces, max_size=3), st.lists(spans, max_size=4), st.booleans()), max_size=4)
 
 
+@settings(max_examples=300)
 @given(batches)
 def test_both_ways_lead_to_the_same_end(
     written: list[tuple[list[TraceRow], list[SpanRow], bool]],
@@ -73,6 +76,22 @@ def test_both_ways_lead_to_the_same_end(
             with mock.patch.object(arrivals, "fit", return_value=False):
                 long.write(rows[0], rows[1], outbox=rows[2])
         assert content(short) == content(long)
+        for store in (short, long):  # a word that was indexed twice would be left
+            store.delete(trace_ids=[trace_id(number) for number in range(4)])
+            assert content(store)[0] == []
+
+
+@given(st.lists(traces, max_size=3), st.lists(spans, max_size=4))
+def test_no_word_twice(traces: list[TraceRow], spans: list[SpanRow]) -> None:
+    """A document has each word once: FTS5 takes a word out once for every time that it is told to."""
+    column = arrivals._COLUMNS.index("document")
+    try:
+        rows = arrivals.rows_of(traces, spans, False)
+    except ValueError:  # they are cleaned first
+        return
+    for row in rows:
+        words = str(row[column]).split(" ")
+        assert len(words) == len(set(words))
 
 
 def test_new_traces_take_one_statement(store: Store) -> None:
@@ -134,6 +153,8 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(100):
             store.write([trace(number)], [span(number)])
         assert len(store._recent._newer) + len(store._recent._older) < 25
+        with mock.patch.object(arrivals, "insert", refused):
+            store.write([], [span(90, 1)])
         store.write([trace(0, tags={"late": "yes"})], [])
         assert len(store.search("tags.late = 'yes'").traces) == 1
         assert store.stats()["traces"] == 100
@@ -171,10 +192,59 @@ def test_a_locked_file_is_waited_for(store: Store, monkeypatch: pytest.MonkeyPat
     assert store.stats()["traces"] == 2
 
 
-def test_nothing_of_a_batch_that_fails_is_stored(store: Store) -> None:
-    """A row that cannot be stored takes the others of its batch with it, and what was there stays as it was."""
-    store.write([trace(1)], [span(1)])
-    before = content(store)
-    with pytest.raises(StoreError, match="a row cannot be stored"):
-        store.write([trace(2)], [span(2), 7])  # type: ignore[list-item]
-    assert content(store) == before
+def test_what_cannot_be_written_leaves_nothing(store: Store) -> None:
+    """A row that is refused takes the others of its statement with it, and what was there stays as it was."""
+    store.write([trace(1, start_ns=START + 9 * MS)], [span(1)])
+    before = content(store), store.read("SELECT * FROM sqlite_sequence")
+    new = [trace(number) for number in (2, 3, 4)]
+    spans = [span(number) for number in (2, 3, 4)]
+    taken = [trace(5, trace_id=trace_id(1))], [trace(5, start_ns=START + 9 * MS)]
+    for traces, more in [([*new, *taken[0]], spans), ([*new, *taken[1]], spans), (new, [*spans, span(3)])]:
+        with store._pool.connection() as connection, pytest.raises(sqlite3.IntegrityError):
+            arrivals.insert(connection, arrivals.rows_of(traces, more, True))
+        assert not connection.in_transaction
+        assert (content(store), store.read("SELECT * FROM sqlite_sequence")) == before
+
+
+def test_traces_of_one_moment(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a clock is coarse, many traces of a batch start together; they are written by one statement, too."""
+    monkeypatch.setattr(writer, "write", refused)
+    store.write([trace(number, start_ns=START) for number in range(9)], [])
+    assert store.read("SELECT start_key FROM traces ORDER BY trace_id") == [(START + n,) for n in range(9)]
+
+
+def test_more_of_a_large_batch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes late for one of many traces, which were written the other way, goes that way at once."""
+    store.write([trace(number) for number in range(arrivals.MOST + 1)], [])
+    monkeypatch.setattr(arrivals, "insert", refused)
+    store.write([], [span(7, 1)])
+    assert store.read("SELECT count(*) FROM spans") == [(1,)]
+
+
+@pytest.mark.parametrize("limit", [999, 32766])
+def test_no_statement_is_too_long(store: Store, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement has no more rows than SQLite takes values, 999 before version 3.32, and than are fast."""
+    monkeypatch.setattr(bulk, "_variables", lambda: limit)
+    rows_in_one, insert = [], arrivals.insert
+
+    def noting(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+        assert len(rows) * len(rows[0]) <= limit
+        rows_in_one.append(len(rows))
+        insert(connection, rows)
+
+    monkeypatch.setattr(arrivals, "insert", noting)
+    for number in range(arrivals.MOST + 2):
+        batch = range(1000 * number, 1000 * number + number)
+        store.write([trace(n) for n in batch], [span(n + 500) for n in batch])
+    assert max(rows_in_one) == (24 if limit == 999 else arrivals.MOST)
+    assert store.stats()["traces"] == sum(2 * number for number in range(arrivals.MOST + 2))
+
+
+def test_few_statements_are_prepared(store: Store) -> None:
+    """Batches of different sizes share statements, which are filled up: not one for each number of rows."""
+    found: set[str] = set()
+    with store._pool.connection() as connection:
+        connection.set_trace_callback(found.add)
+    for number in range(40):
+        store.write([trace(100 * number + n) for n in range(number)], [])
+    assert len({text.count("(") for text in found if text.startswith("INSERT")}) == 5

@@ -414,8 +414,13 @@ def test_the_text_of_an_escape(store: Store) -> None:
 
 
 def test_traces_at_the_end_of_time(store: Store) -> None:
-    """Traces whose start is beyond 64 bits, or the last that they hold, have keys of their own."""
-    store.write([trace(number, start_ns=2**70) for number in range(3)], [])
-    store.write([trace(3, start_ns=2**63 - 1)], [])
-    assert len({key for (key,) in store.read("SELECT start_key FROM traces")}) == 4
-    assert len(store.search("user = 'jane'").traces) == 4
+    """Traces whose start is beyond 64 bits, or at the end of what they hold, have keys of their own.
+
+    Those of one millisecond have keys in it, so that filters on milliseconds find them.
+    """
+    starts = [end for end in (2**63 - 1, 2**70, -(2**63), 1 - 2**63, -(2**70)) for _ in range(3)]
+    store.write([trace(number, start_ns=start) for number, start in enumerate(starts)], [])
+    store.write([trace(len(starts) + number, start_ns=start) for number, start in enumerate(starts)], [])
+    keys = [key for (key,) in store.read("SELECT start_key FROM traces ORDER BY start_key")]
+    assert len(set(keys)) == 2 * len(starts) == len(store.search("user = 'jane'").traces)
+    assert {key // MS for key in keys} == {(2**63 - 1) // MS, -(2**63) // MS}

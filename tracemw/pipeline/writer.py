@@ -289,8 +289,8 @@ class Pipeline:
         traces: list[TraceRow] = []
         records: dict[int, TraceRecord] = {}  # by identity: parts of a foreign trace have records of their own
         size = max(SLICE, len(items) // TURNS)
-        for number, (record, span) in enumerate(items, 1):
-            if number % size == 0 and len(self._queue) < LARGE_BATCH:
+        for number, (record, span) in enumerate(items):
+            if number % size == 0 and number and len(self._queue) < LARGE_BATCH:
                 time.sleep(0)  # lets a waiting request have the interpreter
             try:
                 if record is not None:

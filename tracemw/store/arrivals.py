@@ -16,7 +16,8 @@ from operator import attrgetter
 from typing import Any
 
 from . import bulk, outbox, tokens
-from .codec import SPAN_COLUMNS, TRACE_COLUMNS, span_values, trace_values, within
+from .codec import SPAN_COLUMNS, TRACE_COLUMNS, span_values, trace_values
+from .keys import distinct_keys
 from .rows import SpanRow, TraceRow
 from .writer import Known, add, grouped
 
@@ -61,6 +62,8 @@ _start_key = attrgetter("start_key")
 
 def prepare(connection: sqlite3.Connection) -> None:
     """Make the view and its triggers, which are the connection's own."""
+    if not tokens.supported():
+        return
     connection.execute(_VIEW)
     for part, statements in _TRIGGERS.items():
         connection.execute(
@@ -72,17 +75,17 @@ def prepare(connection: sqlite3.Connection) -> None:
 def rows_of(traces: Sequence[TraceRow], spans: Sequence[SpanRow], queue: bool) -> list[tuple[Any, ...]]:
     """Return the rows of the view for traces that are new; for a span beyond a trace's first, one of its own.
 
+    Raises what `Store.write` cleans rows for.
+
     Args:
         queue: Also queue the traces for delivery.
-
-    Raises:
-        Unclean: See `codec.py`.
     """
     by_trace = grouped(spans)
     known: dict[str, Known] = {}
     add(known, traces, by_trace)
-    for trace in known.values():
-        trace.start_key = within(trace.row.start_ns)
+    keys = distinct_keys([trace.row.start_ns for trace in known.values()])
+    for trace, key in zip(known.values(), keys, strict=True):
+        trace.start_key = key
     found = []
     for trace in sorted(known.values(), key=_start_key):  # the order in which the token index likes them best
         trace_id = trace.row.trace_id
@@ -104,17 +107,23 @@ def _facts(trace: Known, queue: bool) -> tuple[Any, ...]:
 
 
 def insert(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
-    """Insert rows, outside of a transaction.
+    """Insert rows, outside of a transaction: all of them, or none if there is an error.
 
     Raises:
-        sqlite3.IntegrityError: A trace, one of its spans or a key is there already; nothing was written.
+        sqlite3.IntegrityError: A trace, one of its spans or a key is there already.
+        sqlite3.Error, ValueError, OverflowError: It cannot be done, or not with such values.
     """
     empty = -len(rows) % STEP
     bulk.insert_at_once(connection, _HEAD, _ROW, rows + [_EMPTY] * empty)
 
 
+def fit(rows: int) -> bool:
+    """True if so many rows can go into one statement."""
+    return rows <= min(MOST, bulk.most(_ROW) // STEP * STEP) and tokens.supported()
+
+
 class Recent:
-    """Which traces came a moment ago: to those more may come, so they are not taken for new ones.
+    """Which traces were written a moment ago: to those more may come, so they are not taken for new ones.
 
     It only saves attempts that fail. Half of what it knows goes whenever `REMEMBERED` have come.
     """
@@ -123,17 +132,12 @@ class Recent:
         self._newer: set[str] = set()
         self._older: set[str] = set()
 
-    def are_new(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> bool:
-        """True where rows are of traces that were not asked for before, as far as is known."""
-        trace_ids = {row.trace_id for row in traces}
-        trace_ids.update(span.trace_id for span in spans)
-        new = self._newer.isdisjoint(trace_ids) and self._older.isdisjoint(trace_ids)
+    def has_any(self, trace_ids: set[str]) -> bool:
+        """True if one of the traces is among them."""
+        return not (self._newer.isdisjoint(trace_ids) and self._older.isdisjoint(trace_ids))
+
+    def add(self, trace_ids: set[str]) -> None:
+        """Remember traces."""
         self._newer |= trace_ids
         if len(self._newer) > REMEMBERED:
             self._older, self._newer = self._newer, set()
-        return new
-
-
-def fit(rows: int) -> bool:
-    """True where as many rows, or some more, can go into one statement."""
-    return rows <= min(MOST, bulk.most(_ROW) // STEP * STEP) and tokens.supported()

@@ -43,10 +43,14 @@ def json_encoder(*, allow_nan: bool, default: Callable[[Any], Any] | None = None
 
 
 _metadata = json_encoder(allow_nan=True)
+_CONVERTED = frozenset({float, bool, bytes})  # what an index has of them would not be what the table has
 
 
 class Unclean(ValueError):
-    """A text holds a NUL, or a time a fraction; lone surrogates make SQLite's driver raise by themselves."""
+    """A text holds a NUL, or a value is of a type that SQLite stores as another.
+
+    Lone surrogates and integers beyond 64 bits make Python's driver raise by themselves.
+    """
 
 
 def trace_values(row: TraceRow) -> tuple[Any, ...]:
@@ -102,7 +106,10 @@ def span_row(trace_id: str, values: Sequence[Any]) -> SpanRow:
 def _checked(values: tuple[Any, ...]) -> tuple[Any, ...]:
     for value in values:
         kind = value.__class__
-        if (kind is str and "\0" in value) or kind is float:
+        if kind is str:
+            if "\0" in value:
+                raise Unclean
+        elif kind in _CONVERTED:
             raise Unclean
     return values
 

@@ -130,13 +130,17 @@ class Store:
         outbox: bool,
         patient: Callable[[], bool] | None,
     ) -> None:
-        if self._write_new(traces, spans, outbox, patient):
-            return
-        with self._pool.transaction(patient=patient) as connection:
-            try:
-                writer.write(connection, traces, spans, outbox)
-            except _UNCLEAN as error:
-                raise _Unwritable from error
+        try:
+            trace_ids = {row.trace_id for row in traces} | {span.trace_id for span in spans}
+        except _UNCLEAN as error:
+            raise _Unwritable from error
+        if self._recent.has_any(trace_ids) or not self._write_new(traces, spans, outbox, patient):
+            with self._pool.transaction(patient=patient) as connection:
+                try:
+                    writer.write(connection, traces, spans, outbox)
+                except _UNCLEAN as error:
+                    raise _Unwritable from error
+        self._recent.add(trace_ids)
 
     def _write_new(
         self,
@@ -157,11 +161,11 @@ class Store:
                     return False
             return True
 
+        if not arrivals.fit(max(len(traces), len(spans))):
+            return False
         try:
-            if not arrivals.fit(max(len(traces), len(spans))) or not self._recent.are_new(traces, spans):
-                return False
             rows = arrivals.rows_of(traces, spans, outbox)
-            return patiently(insert, patient)
+            return arrivals.fit(len(rows)) and patiently(insert, patient)
         except _UNCLEAN:
             return False
 

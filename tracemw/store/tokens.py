@@ -89,7 +89,8 @@ def document(row: TraceRow, words: str) -> str:
     of_spans = words.replace("|", " ")
     if outdated(words):
         return _once([*parts, of_spans])
-    parts.append(_once([*of_trace(row), of_spans]))  # those above are different by their nature
+    # A word with `=` comes once: it has its kind, and a key comes once. Only the short ones have none.
+    parts.append(_once([*of_trace(row), of_spans]))
     return " ".join(parts)
 
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from . import bulk, reindex, tokens
-from .codec import SPAN_COLUMNS, TRACE_COLUMNS, TRACE_FIELDS, clean, span_values, trace_row, trace_values, within
+from .codec import SPAN_COLUMNS, TRACE_COLUMNS, TRACE_FIELDS, clean, span_values, trace_row, trace_values
 from .keys import free_keys
 from .outbox import enqueue
 from .rows import SpanRow, TraceRow
@@ -188,7 +188,7 @@ def _number(connection: sqlite3.Connection, fresh: list[Known], changed: list[Kn
             trace.id = number
     moved = fresh + [trace for trace in changed if trace.stored and trace.stored[0].start_ns != trace.row.start_ns]
     if moved:
-        keys = free_keys(connection, [within(trace.row.start_ns) for trace in moved])
+        keys = free_keys(connection, [trace.row.start_ns for trace in moved])
         for trace, key in zip(moved, keys, strict=True):
             trace.start_key = key
 
