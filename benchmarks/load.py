@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import sqlite3
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -233,8 +234,8 @@ class Outcome(NamedTuple):
     Attributes:
         rate, p50_ms, p99_ms, cpu_us: As of a burst, over all of them.
         megabytes: In memory after them.
-        throughput_ratio: Requests in a second, against the bare application's: each one's best burst, since what
-            else the machine does can only take away.
+        throughput_ratio: Requests in a second, against the bare application's in the same round, which meets the
+            same neighbours: the median of the rounds.
         p99_ratio: Likewise for the latency that one request in a hundred exceeds.
         cpu_ratio: The bare application's processor time for a request against this one's: the throughput's ratio
             as it would be where the processor is all that counts.
@@ -296,12 +297,9 @@ def _measure_server(
 
 
 def _outcome(mine: list[Burst], bare: list[Burst], megabytes: float, stored: int) -> Outcome:
-    def best(bursts: list[Burst], field: str) -> float:
-        values: list[float] = [getattr(burst, field) for burst in bursts]
-        return max(values) if field == "rate" else min(values)
-
     def ratio(field: str) -> float:
-        return best(mine, field) / best(bare, field)
+        pairs = zip(mine, bare, strict=True)  # of the same round
+        return float(statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs))
 
     served = sum(burst.requests for burst in mine)
     rate, p50, p99, cpu = (spread([getattr(burst, name) for burst in mine]) for name in Burst._fields[1:])

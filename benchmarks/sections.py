@@ -34,8 +34,8 @@ class Plan:
     generations: int = 3
     rounds: int = 15
     small_rounds: int = 10
-    load_rounds: int = 8
-    load_seconds: float = 3
+    load_rounds: int = 12
+    load_seconds: float = 2
     quick: bool = False
     peers: frozenset[str] | None = None
     tell: Callable[[str], None] = lambda text: None
