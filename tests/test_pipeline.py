@@ -193,7 +193,7 @@ def test_a_refused_write_is_tried_again(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_what_waits_for_the_store_is_counted_in_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every span is written, dropped, queued or spooled, and the bound of the spool is one of spans, too."""
-    for name, value in {"SPOOL_LIMIT": 100, "BATCH": 10, "LARGE_BATCH": 10, "RETRY_LIMIT": 0.1}.items():
+    for name, value in {"SPOOL_LIMIT": 100, "FEW": 10, "BATCH": 10, "LARGE_BATCH": 10, "RETRY_LIMIT": 0.1}.items():
         monkeypatch.setattr(writer, name, value)
     sink = ListSink()
     sink.refusing = True
@@ -213,7 +213,7 @@ def test_what_waits_for_the_store_is_counted_in_spans(monkeypatch: pytest.Monkey
 
 def test_late_facts_are_bounded_while_the_store_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of traces alone, whose spans are stored, use up no memory without end either."""
-    for name, value in {"SPOOL_LIMIT": 100, "BATCH": 10, "LARGE_BATCH": 10, "RETRY_LIMIT": 0.1}.items():
+    for name, value in {"SPOOL_LIMIT": 100, "FEW": 10, "BATCH": 10, "LARGE_BATCH": 10, "RETRY_LIMIT": 0.1}.items():
         monkeypatch.setattr(writer, name, value)
     sink = ListSink()
     pipeline = Pipeline(sink, Settings())
