@@ -115,6 +115,22 @@ def test_without_work_the_thread_sleeps() -> None:
     pipeline.close()
 
 
+def test_a_steady_flow_wakes_the_writer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as spans keep coming the writer looks for them by itself: no request has to wake it."""
+    monkeypatch.setattr(writer, "INTERVAL", 0.2)
+    sink = ListSink()
+    pipeline = Pipeline(sink, Settings())
+    rouse, woken = pipeline._rouse, []
+    monkeypatch.setattr(pipeline, "_rouse", lambda: (woken.append(sink.calls), rouse()))
+    began = time.monotonic()
+    while time.monotonic() - began < 1.2:
+        put(pipeline, 1)
+        time.sleep(0.01)
+    assert sink.calls >= 4
+    assert len(woken) == 1
+    assert pipeline.close()
+
+
 def test_a_record_that_cannot_be_encoded(caplog: pytest.LogCaptureFixture) -> None:
     """It costs itself, and is counted; the traces beside it are stored, and nobody waits longer for them."""
     guard._last_logged.clear()

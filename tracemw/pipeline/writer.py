@@ -226,6 +226,10 @@ class Pipeline:
     def _work(self) -> None:
         failed_writes = 0
         while True:
+            if not self._hurried:
+                self._pause(min(INTERVAL * 2**failed_writes, RETRY_LIMIT))
+            # Nobody has to wake us as long as spans keep coming: for the request that does it that is a call of
+            # the system, for those beside it one more change of the thread that has the interpreter.
             if not self._queue and not self._spool:
                 self._idle = True
                 if self._closing:
@@ -233,8 +237,7 @@ class Pipeline:
                 if not self._queue:  # asked again, now that whoever comes sees the flag
                     self._calls.get()
                 self._idle = False
-            if not self._hurried:
-                self._pause(min(INTERVAL * 2**failed_writes, RETRY_LIMIT))
+                continue
             try:
                 failed_writes = 0 if self._write_batch() else min(failed_writes + 1, 10)
             except Exception as exc:  # a defect of ours costs a batch, never the thread
