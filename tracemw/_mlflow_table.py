@@ -160,7 +160,7 @@ class View:
         record, info = self._record, self.trace.info
         tags, metadata = _changed(self._tags, info.tags), _changed(self._metadata, info.trace_metadata)
         for key in self._tags.keys() - info.tags.keys():
-            record.tags.pop(key, None)
+            record.remove_tag(key)
         request_id = info.client_request_id
         if request_id == record.client_request_id:
             request_id = None

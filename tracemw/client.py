@@ -302,11 +302,11 @@ def delete_trace_tag(trace_id: str | None = None, key: str = "", **alias: Any) -
     trace_id = aliased(trace_id, alias, "delete_trace_tag()")
     record = _living(trace_id)
     if record is not None and not record.ended:
-        if record.tags.pop(key, None) is None:
+        if not record.remove_tag(key):
             raise NotFoundError(f"Tag with key {key} not found in trace with ID {trace_id}.")
         return
     if record is not None:
-        record.tags.pop(key, None)  # or a later change of the trace would bring it back
+        record.remove_tag(key)  # or a later change of the trace would bring it back
     digits = hex_id(trace_id)
     stored = None if digits is None else reading.store_to_read().get(digits, spans=False)
     if stored is None:

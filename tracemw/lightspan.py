@@ -49,42 +49,46 @@ class LightSpan(Span):
     _record_end_metrics = None
     _begun_with: Attributes = None
     _linked: Sequence[Link] = ()
+    _used = False  # a part was made
     _on_end: Callable[[ReadableSpan], None]
+    _open: bool  # there until it ends
 
     def __getattr__(self, name: str) -> Any:
         """Make a part, once, whichever thread comes first."""
         make = _PARTS.get(name)
         if make is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._used = True
         return self.__dict__.setdefault(name, make(self))
 
     def get_span_context(self) -> SpanContext:
         """Return the ids."""
         return self._context  # type: ignore[return-value]
 
-    # Most spans end with some part never used: who looks at it then need not have it made.
+    # Most spans end with some part never used: who looks at it then need not have it made. Nor does anything here
+    # ask for `__dict__`, which Python makes when it is asked for: what waits for the writer is what the garbage
+    # collector counts, and each of its rounds keeps a request waiting.
 
     @property
     def attributes(self) -> Attributes:
         """The attributes, as they are now."""
-        if not self._begun_with and "_attributes" not in self.__dict__:
-            return _NO_ATTRIBUTES
-        return super().attributes
+        return super().attributes if self._begun_with or self._used else _NO_ATTRIBUTES
 
     @property
     def events(self) -> Sequence[Event]:
         """The events, in their order."""
-        return super().events if "_events" in self.__dict__ else ()
+        return super().events if self._used else ()
 
     @property
     def links(self) -> Sequence[Link]:
         """The links, in their order."""
-        return super().links if self._linked or "_links" in self.__dict__ else ()
+        return super().links if self._linked or self._used else ()
 
     def end(self, end_time: int | None = None) -> None:
         """End the span, once, and hand it to our processor."""
-        mine = object()
-        if self.__dict__.setdefault("_ending", mine) is not mine:
+        try:
+            del self._open  # only one thread can
+        except AttributeError:
             super().end(end_time)  # warns
             return
         # Neither locked nor frozen: whatever changes a span looks at its end first, and who
@@ -156,6 +160,7 @@ class LightTracer(Tracer):
         span._name = name
         span._kind = kind
         span._start_time = time_ns() if start_time is None else start_time
+        span._open = True
         if parent is not None:
             span._parent = parent
         if attributes:

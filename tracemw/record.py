@@ -13,8 +13,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
-from types import MappingProxyType
+from types import MappingProxyType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
@@ -45,9 +44,12 @@ LATE_FAILED: Final = 2
 # A `WeakValueDictionary` in the small: what forgets a record is C all the way, and is on every request's way. The
 # reference that forgets is the one in the dictionary: once another has taken its place it does nothing any more.
 _alive: dict[int, weakref.ref[TraceRecord]] = {}
-_forget: Final = _alive.pop
+_forget: Final = _alive.pop  # made a method of the trace id: called with the reference, as what to return else
 _others: weakref.WeakValueDictionary[tuple[int, int], TraceRecord] = weakref.WeakValueDictionary()
 several = False  # some trace of this process has had more than one root here
+
+
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class TraceRecord:
@@ -67,7 +69,9 @@ class TraceRecord:
     client_request_id: str | None = None
     session_id: str | None = None
     user_id: str | None = None
-    process: Mapping[str, str] = MappingProxyType({})  # the process metadata in force when the trace began
+    process: Mapping[str, str] = _NONE  # the process metadata in force when the trace began
+    metadata: Mapping[str, str] = _NONE  # changed by `update` alone
+    tags: Mapping[str, str] = _NONE  # changed by `update` and `remove_tag`
     request_preview: str | None = None
     response_preview: str | None = None
     inputs: str | None = None  # of the traced handler, JSON: what the preview is made of
@@ -90,8 +94,6 @@ class TraceRecord:
         self.root_span_id = root_span_id
         self.has_parent = has_parent  # the root continues a trusted caller's trace
         self.recording = recording  # False: nothing of this trace is stored
-        self.metadata: dict[str, str] = {}
-        self.tags: dict[str, str] = {}
         self.attributes: dict[str, Any] = {}  # the root's, merged in when it is written
         if recording:
             self.register()
@@ -109,7 +111,7 @@ class TraceRecord:
             if span_id:
                 note_span(self, span_id)
         else:
-            _alive[self.trace_id] = weakref.ref(self, partial(_forget, self.trace_id))
+            _alive[self.trace_id] = weakref.ref(self, MethodType(_forget, self.trace_id))
 
     def _is_another(self) -> bool:
         """True where the trace has a living record already; it lives on as long as this one."""
@@ -168,11 +170,11 @@ class TraceRecord:
         if state is not None:
             self.state = state
         if new_tags:
-            self.tags.update(new_tags)
+            self._own("tags").update(new_tags)
         if new_metadata:
             self._update_metadata(new_metadata)
         if model_id is not None:
-            self.metadata.update(_strings("metadata", {MODEL_METADATA: model_id}))
+            self._own("metadata").update(_strings("metadata", {MODEL_METADATA: model_id}))
         if client_request_id is not None:
             self.client_request_id = str(client_request_id)
         if session_id is not None:
@@ -190,7 +192,15 @@ class TraceRecord:
             self.session_id = metadata.pop(SESSION_METADATA)
         if USER_METADATA in metadata:
             self.user_id = metadata.pop(USER_METADATA)
-        self.metadata.update(metadata)
+        self._own("metadata").update(metadata)
+
+    def remove_tag(self, key: str) -> bool:
+        """Remove a tag; False where there is none of that key."""
+        return self._own("tags").pop(key, None) is not None
+
+    def _own(self, name: str) -> dict[str, str]:
+        """Return the dictionary of this name, made when it is first changed, whichever thread comes first."""
+        return self.__dict__.setdefault(name, {})  # type: ignore[no-any-return]
 
     def changed(self) -> None:
         """Queue the record again if its root has ended already."""
