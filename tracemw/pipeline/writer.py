@@ -39,10 +39,9 @@ CAPACITY: Final = 100_000  # queued items; beyond them the newest are dropped an
 # Seconds between two writes. Seldom writes are cheaper, but keep the requests that meet one waiting for longer: at
 # 0.1 the 99th percentile of a busy server is a tenth higher. It also bounds what SIGKILL can cost.
 INTERVAL: Final = 0.025
-FEW: Final = 32  # items in one transaction: after a wait for the disk, no long pause for the requests as well
-MANY: Final = 128  # items in the queue from which on it is written in batches that are as large as they can be
-BATCH: Final = 1000  # items in one of those, of a queue that is no longer
-LARGE_BATCH: Final = 5000  # of one that is: who falls behind has to work at a larger scale
+FEW: Final = 64  # items in one transaction: one statement takes them, and keeps the interpreter for 3 ms at most
+MANY: Final = 1000  # items in the queue from which on it is written in batches that are as large as they can be
+LARGE_BATCH: Final = 5000  # items in one of those: who falls behind has to work at a larger scale
 SLICE: Final = 64  # items encoded at least before other threads get their turn; the change costs them 0.1 ms
 TURNS: Final = 16  # given to them at most while a batch is encoded: each may cost 5 ms beside a busy thread
 RETRY_LIMIT: Final = 5.0  # seconds, the longest pause after a failed write
@@ -280,7 +279,7 @@ class Pipeline:
         """Take up to a batch off the queue; a marker ends it, so that what it stands for is written first."""
         queue = self._queue
         items: list[Any] = []
-        limit = FEW if len(queue) < MANY else min(max(BATCH, len(queue)), LARGE_BATCH)
+        limit = FEW if len(queue) < MANY else min(len(queue), LARGE_BATCH)
         while queue and len(items) < limit:
             item = queue.popleft()
             if isinstance(item, _Marker):
