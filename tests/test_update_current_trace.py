@@ -24,6 +24,25 @@ def work(**facts: Any) -> None:
     tracemw.update_current_trace(**facts)
 
 
+def test_threads_tell_at_the_same_time(captured_traces: CapturedTraces) -> None:
+    """The first facts of a trace, told by several threads at once, are all kept."""
+    barrier = threading.Barrier(4)
+
+    def tell(trace_id: str, number: int) -> None:
+        barrier.wait()
+        tracemw.set_trace_tag(trace_id, f"tag{number}", "1")
+
+    for _ in range(20):
+        with tracemw.start_span("root") as span:
+            threads = [threading.Thread(target=tell, args=(span.trace_id, number)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    told = {f"tag{number}" for number in range(4)}
+    assert [told <= trace.info.tags.keys() for trace in captured_traces] == [True] * 20
+
+
 def test_everything_that_can_be_told(captured_traces: CapturedTraces) -> None:
     """Tags, metadata, ids, previews, state and model are the trace's, wherever in it they are told."""
     with tracemw.start_span("root"):

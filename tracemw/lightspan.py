@@ -72,17 +72,19 @@ class LightSpan(Span):
     @property
     def attributes(self) -> Attributes:
         """The attributes, as they are now."""
-        return super().attributes if self._begun_with or self._used else _NO_ATTRIBUTES
+        if not self._begun_with and not (self._used and "_attributes" in self.__dict__):
+            return _NO_ATTRIBUTES
+        return super().attributes
 
     @property
     def events(self) -> Sequence[Event]:
         """The events, in their order."""
-        return super().events if self._used else ()
+        return super().events if self._used and "_events" in self.__dict__ else ()
 
     @property
     def links(self) -> Sequence[Link]:
         """The links, in their order."""
-        return super().links if self._linked or self._used else ()
+        return super().links if self._linked or (self._used and "_links" in self.__dict__) else ()
 
     def end(self, end_time: int | None = None) -> None:
         """End the span, once, and hand it to our processor."""

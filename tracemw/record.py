@@ -38,6 +38,8 @@ MODEL_METADATA: Final = "mlflow.modelId"
 
 KEPT: Final = "_tracemw_kept"  # on a span that is not kept: the one above it that is
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
 LATE: Final = 1  # of `TraceRecord.late`
 LATE_FAILED: Final = 2
 
@@ -47,9 +49,6 @@ _alive: dict[int, weakref.ref[TraceRecord]] = {}
 _forget: Final = _alive.pop  # made a method of the trace id: called with the reference, as what to return else
 _others: weakref.WeakValueDictionary[tuple[int, int], TraceRecord] = weakref.WeakValueDictionary()
 several = False  # some trace of this process has had more than one root here
-
-
-_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class TraceRecord:
