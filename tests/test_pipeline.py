@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import itertools
 import logging
@@ -10,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import set_span_in_context
 
+from tests import budget
 from tests.servers import wait_for
 from tracemw import guard
 from tracemw.asgi import TraceMiddleware
@@ -146,30 +146,19 @@ def test_what_waits_for_the_writer_is_few_objects(monkeypatch: pytest.MonkeyPatc
     waiting: list[object] = []
     monkeypatch.setattr(Pipeline, "put", lambda self, record, span: waiting.append((record, span)))
 
-    async def app(scope: object, receive: object, send: Callable[[object], Awaitable[None]]) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"hello"})
+    ask = budget.asgi_request(TraceMiddleware(budget.plain_asgi))
 
-    async def receive() -> dict[str, str]:
-        return {"type": "http.disconnect"}
+    def serve() -> None:
+        for _ in range(300):
+            ask()
 
-    async def send(message: object) -> None:
-        pass
-
-    async def serve(number: int) -> None:
-        for _ in range(number):
-            headers = [(b"x-request-id", b"a"), (b"x-session-id", b"b"), (b"x-user-id", b"c")]
-            scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
-            await traced(scope, receive, send)
-
-    traced = TraceMiddleware(app)  # type: ignore[arg-type]
-    asyncio.run(serve(300))
+    serve()
     waiting.clear()
     gc.collect()
     gc.disable()
     try:
         before = gc.get_count()[0]
-        asyncio.run(serve(300))
+        serve()
         objects = (gc.get_count()[0] - before) / len(waiting)
     finally:
         gc.enable()

@@ -14,7 +14,7 @@ _LAST = 2**63 - 1  # of the keys that SQLite has
 _LAST_MILLISECOND = _LAST // _MILLISECOND * _MILLISECOND
 
 
-def key_of(start_ns: int) -> int:
+def _key_of(start_ns: int) -> int:
     """Return the key that a trace with this start has if no other one has it."""
     return min(within(start_ns), _LAST_MILLISECOND)  # others find a free one above
 
@@ -25,7 +25,7 @@ def free_keys(connection: sqlite3.Connection, starts: Sequence[int]) -> list[int
     Clocks are coarse on some systems: a taken key is replaced by a free one of the same millisecond, as long as
     there is one, so that filters on milliseconds stay exact.
     """
-    keys = [key_of(start) for start in starts]
+    keys = [_key_of(start) for start in starts]
     query = "SELECT start_key FROM traces WHERE start_key IN (SELECT value FROM json_each(?))"
     taken = {key for (key,) in connection.execute(query, (json.dumps(keys),))}
 
@@ -38,7 +38,7 @@ def free_keys(connection: sqlite3.Connection, starts: Sequence[int]) -> list[int
 
 def distinct_keys(starts: Sequence[int]) -> list[int]:
     """Return a `start_key` for each start, no two alike; another trace of the file may have one of them."""
-    return _distinct([key_of(start) for start in starts], set(), lambda first, last: ())
+    return _distinct([_key_of(start) for start in starts], set(), lambda first, last: ())
 
 
 def _distinct(wanted: Sequence[int], taken: set[int], between: Callable[[int, int], Iterable[int]]) -> list[int]:
