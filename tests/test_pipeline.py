@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import logging
@@ -146,19 +147,19 @@ def test_what_waits_for_the_writer_is_few_objects(monkeypatch: pytest.MonkeyPatc
     waiting: list[object] = []
     monkeypatch.setattr(Pipeline, "put", lambda self, record, span: waiting.append((record, span)))
 
-    ask = budget.asgi_request(TraceMiddleware(budget.plain_asgi))
+    traced = TraceMiddleware(budget.plain_asgi)
 
-    def serve() -> None:
-        for _ in range(300):
-            ask()
+    async def serve(number: int) -> None:
+        for _ in range(number):
+            await traced(budget.scope(), budget.receive, budget.send)
 
-    serve()
+    asyncio.run(serve(300))
     waiting.clear()
     gc.collect()
     gc.disable()
     try:
         before = gc.get_count()[0]
-        serve()
+        asyncio.run(serve(300))
         objects = (gc.get_count()[0] - before) / len(waiting)
     finally:
         gc.enable()
