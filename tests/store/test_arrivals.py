@@ -46,7 +46,7 @@ def refused(*arguments: object) -> None:
 
 
 numbers = st.integers(0, 3)
-texts = st.sampled_from(["", "a", "b", "k=v k=v", "\N{NO-BREAK SPACE}", "d0", "\0", "\ud800"])
+texts = st.sampled_from(["", "a", "b", "k=v k=v", "\N{NO-BREAK SPACE}", "d0", "0.5", "\0", "\ud800"])
 starts = st.sampled_from([START, START, START + 1, START + MS - 1, -1, 2**63 - 1, 2**70, -(2**70)])
 traces = st.builds(
     lambda number, **changes: trace(number, **changes),
@@ -106,6 +106,20 @@ def test_new_traces_take_one_statement(store: Store) -> None:
     assert words_are(store, 30)
     one = store.get(trace_id(7))
     assert one is not None and (one.row, one.spans) == (trace(7), [span(7)])
+
+
+def test_pairs_that_equal_those_before(store: Store) -> None:
+    """Tags and metadata are kept as they are given, though those of the trace before may be equal, or the same."""
+    given = {"b": "1", "a": "2"}
+    store.write([trace(1, tags=given, metadata=given)], [])
+    given["a"] = "3"
+    store.write([trace(2, tags=given, metadata=given)], [])
+    store.write([trace(3, tags={"a": "3", "b": "1"}, metadata={"a": "3", "b": "1"})], [])
+    found = [store.get(trace_id(number)) for number in (1, 2, 3)]
+    wanted = [[("b", "1"), ("a", "2")], [("b", "1"), ("a", "3")], [("a", "3"), ("b", "1")]]
+    assert [list(one.row.tags.items()) for one in found if one] == wanted
+    assert [list(one.row.metadata.items()) for one in found if one] == wanted
+    assert len(store.search("tag.a = '3' AND metadata.a = '3'").traces) == 2
 
 
 def test_a_trace_that_another_process_has_begun(store: Store) -> None:

@@ -17,7 +17,7 @@ import time
 import weakref
 from collections import Counter, deque
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from tracemw.capture import DEFAULT_REDACT, Redactor
 from tracemw.errors import StoreError
@@ -70,6 +70,18 @@ class _Marker:
         self.stored = False
 
 
+class _Batch(NamedTuple):
+    """Rows that are written together.
+
+    Attributes:
+        size: About how much memory they take: the characters of their long texts.
+    """
+
+    traces: list[TraceRow]
+    spans: list[SpanRow]
+    size: int
+
+
 class Pipeline:
     """What happens to a finished span: queued, encoded, handed to the sink.
 
@@ -97,7 +109,7 @@ class Pipeline:
         """Start anew, without what belongs to another process (after a fork) or nobody."""
         self._counts: Counter[str] = Counter()
         self._queue: deque[Any] = deque()
-        self._spool: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
+        self._spool: deque[_Batch] = deque()
         self._spooled_spans = 0
         self._spooled_traces = 0
         self._spooled_bytes = 0
@@ -292,10 +304,12 @@ class Pipeline:
         spans: list[SpanRow] = []
         traces: list[TraceRow] = []
         records: dict[int, TraceRecord] = {}  # by identity: parts of a foreign trace have records of their own
-        size = max(SLICE, len(items) // TURNS)
+        turn = size = max(SLICE, len(items) // TURNS)
         for number, (record, span) in enumerate(items):
-            if number % size == 0 and number and len(self._queue) < LARGE_BATCH:
-                time.sleep(0)  # lets a waiting request have the interpreter
+            if number == turn:
+                turn += size
+                if len(self._queue) < LARGE_BATCH:
+                    time.sleep(0)  # lets a waiting request have the interpreter
             try:
                 if record is not None:
                     records[id(record)] = record
@@ -315,8 +329,9 @@ class Pipeline:
                 report("Pipeline._encode", exc)
                 self._counts["dropped"] += 1
         if traces or spans:
-            self._spool.append((traces, spans))
-            self._account(traces, spans, 1)
+            batch = _Batch(traces, spans, sum(len(span.attributes) + len(span.events) for span in spans))
+            self._spool.append(batch)
+            self._account(batch, 1)
 
     def _encode_foreign(self, span: ReadableSpan, spans: list[SpanRow], traces: list[TraceRow]) -> None:
         """Keep a span without a record if its trace is one of ours, or if all traces are wanted."""
@@ -341,11 +356,11 @@ class Pipeline:
         """
         sink, retry = self.sink, False
         assert sink is not None
-        refused: deque[tuple[list[TraceRow], list[SpanRow]]] = deque()
+        refused: deque[_Batch] = deque()
         while self._spool:
-            traces, spans = batch = self._spool.popleft()
+            batch = self._spool.popleft()
             try:
-                sink.write(traces, spans)
+                sink.write(batch.traces, batch.spans)
             except StoreError as exc:
                 refused.append(batch)
                 self._refused(exc)
@@ -355,13 +370,13 @@ class Pipeline:
                 continue
             except Exception as exc:  # a defect: it costs this batch, and is counted
                 report("Pipeline._write_spool", exc)
-                self._account(traces, spans, -1)
-                self._drop(len(spans), "traces could not be stored")
+                self._account(batch, -1)
+                self._drop(len(batch.spans), "traces could not be stored")
                 continue
-            self._account(traces, spans, -1)
+            self._account(batch, -1)
             self._refusal = ""
-            self._counts["written_spans"] += len(spans)
-            self._counts["written_traces"] += len(traces)
+            self._counts["written_spans"] += len(batch.spans)
+            self._counts["written_traces"] += len(batch.traces)
         self._spool.extendleft(reversed(refused))
         self._bound_spool()
         self._hopeless = bool(refused) and not retry
@@ -373,25 +388,20 @@ class Pipeline:
         if due("refused"):
             logger.error("traces cannot be stored: %s. They are kept in memory and tried again.", exc)
 
-    def _account(self, traces: list[TraceRow], spans: list[SpanRow], sign: int) -> None:
+    def _account(self, batch: _Batch, sign: int) -> None:
         """Note that rows came to what is kept in memory (1), or left it (-1)."""
-        self._spooled_spans += sign * len(spans)
-        self._spooled_traces += sign * len(traces)
-        self._spooled_bytes += sign * _size(spans)
+        self._spooled_spans += sign * len(batch.spans)
+        self._spooled_traces += sign * len(batch.traces)
+        self._spooled_bytes += sign * batch.size
 
     def _bound_spool(self) -> None:
         # Traces have a bound of their own: one whose facts change after its spans are stored comes without any.
         while self._spool and (
             max(self._spooled_spans, self._spooled_traces) > SPOOL_LIMIT or self._spooled_bytes > SPOOL_BYTES
         ):
-            traces, spans = self._spool.popleft()
-            self._account(traces, spans, -1)
-            self._drop(len(spans), "traces cannot be stored and memory for them is used up")
-
-
-def _size(spans: list[SpanRow]) -> int:
-    """Return about how much memory rows take: their long texts."""
-    return sum(len(span.attributes) + len(span.events) for span in spans)
+            batch = self._spool.popleft()
+            self._account(batch, -1)
+            self._drop(len(batch.spans), "traces cannot be stored and memory for them is used up")
 
 
 _pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()

@@ -19,7 +19,8 @@ from . import bulk, outbox, tokens
 from .codec import SPAN_COLUMNS, TRACE_COLUMNS, span_values, trace_values
 from .keys import distinct_keys
 from .rows import SpanRow, TraceRow
-from .writer import Known, add, grouped
+from .words import kept, of_spans
+from .writer import Known, add, described, grouped
 
 MOST = 128  # rows of one statement; more are written faster table by table
 STEP = 8  # their number is a multiple of it, filled up with rows of nothing: few statements to prepare
@@ -36,10 +37,19 @@ _HEAD = f"INSERT INTO arrivals ({', '.join(_COLUMNS)}) VALUES"
 _ROW = f"({', '.join('?' * len(_COLUMNS))})"
 _VIEW = f"CREATE TEMP VIEW arrivals AS SELECT {', '.join(f'NULL AS {name}' for name in _COLUMNS)}"
 
+# Python's driver takes longest to bind None. A number with a fraction, which no column has, stands for it; what no
+# trigger reads is 0.
+_ABSENT = 0.5
+
+
+def _given(columns: Sequence[str]) -> str:
+    return ", ".join(f"NULLIF(NEW.{name}, {_ABSENT})" for name in columns)
+
+
 _KEEP_TRACE = f"""
     SELECT RAISE(ABORT, 'the key is taken') FROM traces WHERE start_key = NEW.trace_start_key;
     INSERT INTO traces (revision, {', '.join(_FACTS)})
-        VALUES (1, {', '.join(f'NEW.trace_{name}' for name in _FACTS)});
+        VALUES (1, {_given([f'trace_{name}' for name in _FACTS])});
     INSERT INTO tokens (rowid, words) VALUES (NEW.trace_start_key, NEW.document);
     INSERT INTO outbox (trace, attempts, due_ns, reason, dead)
         SELECT id, 0, NEW.due, NULL, 0 FROM traces WHERE NEW.due >= 0 AND trace_id = NEW.trace_trace_id;
@@ -47,12 +57,11 @@ _KEEP_TRACE = f"""
 _KEEP_SPAN = f"""
     INSERT INTO spans (trace, {', '.join(SPAN_COLUMNS)}) VALUES (
         (SELECT id FROM traces WHERE trace_id = NEW.trace_trace_id),
-        {', '.join(f'NEW.span_{name}' for name in SPAN_COLUMNS)}
+        {_given([f'span_{name}' for name in SPAN_COLUMNS])}
     );
 """
 _TRIGGERS = {_TRACE_AND_SPAN: _KEEP_TRACE + _KEEP_SPAN, _TRACE: _KEEP_TRACE, _SPAN: _KEEP_SPAN}
 
-# Python's driver takes longest to bind None: what no trigger reads is 0.
 _EMPTY = (_NOTHING,) + (0,) * (len(_COLUMNS) - 1)
 _NO_SPAN = (0,) * len(SPAN_COLUMNS)
 _BEFORE_ID = (0,) * _FACTS.index("trace_id")
@@ -89,21 +98,22 @@ def rows_of(traces: Sequence[TraceRow], spans: Sequence[SpanRow], queue: bool) -
     found = []
     for trace in sorted(known.values(), key=_start_key):  # the order in which the token index likes them best
         trace_id = trace.row.trace_id
-        first, *others = by_trace.get(trace_id, (None,))
-        if first is None:
-            found.append((_TRACE, *_facts(trace, queue), *_NO_SPAN))
+        own = by_trace.get(trace_id, ())
+        facts = _facts(trace, own, queue)
+        if own:
+            found.append((_TRACE_AND_SPAN, *facts, *span_values(own[0])))
         else:
-            found.append((_TRACE_AND_SPAN, *_facts(trace, queue), *span_values(0, first)[1:]))
-        for span in others:
-            found.append((_SPAN, *_BEFORE_ID, trace_id, *_AFTER_ID, *span_values(0, span)[1:]))
+            found.append((_TRACE, *facts, *_NO_SPAN))
+        for span in own[1:]:
+            found.append((_SPAN, *_BEFORE_ID, trace_id, *_AFTER_ID, *span_values(span)))
     return found
 
 
-def _facts(trace: Known, queue: bool) -> tuple[Any, ...]:
-    row = trace.row
-    document = tokens.document(row, trace.words)
+def _facts(trace: Known, spans: Sequence[SpanRow], queue: bool) -> tuple[Any, ...]:
+    row, words = trace.row, of_spans(map(described, spans))
+    document = tokens.document_with(row, *words)
     due = outbox.due_at(row.state) if queue else -1
-    return trace.start_key, trace.words, 1 if trace.other_error else 0, *trace_values(row), document, due
+    return trace.start_key, kept(*words), 1 if trace.other_error else 0, *trace_values(row), document, due
 
 
 def insert(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
@@ -114,7 +124,8 @@ def insert(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
         sqlite3.Error, ValueError, OverflowError: It cannot be done, or not with such values.
     """
     empty = -len(rows) % STEP
-    bulk.insert_at_once(connection, _HEAD, _ROW, rows + [_EMPTY] * empty)
+    values = [_ABSENT if value is None else value for row in rows + [_EMPTY] * empty for value in row]
+    bulk.insert_at_once(connection, _HEAD, _ROW, len(rows) + empty, values)
 
 
 def fit(rows: int) -> bool:

@@ -31,14 +31,14 @@ def insert(
     rest = iter(values)
     while chunk := list(islice(rest, size)):
         for rows in _split(chunk, size):
-            insert_at_once(connection, head, row, rows, tail)
+            insert_at_once(connection, head, row, len(rows), list(chain.from_iterable(rows)), tail)
 
 
 def insert_at_once(
-    connection: sqlite3.Connection, head: str, row: str, values: Sequence[Sequence[Any]], tail: str = ""
+    connection: sqlite3.Connection, head: str, row: str, rows: int, values: list[Any], tail: str = ""
 ) -> None:
-    """Insert rows, `most(row)` of them at most, by one statement."""
-    connection.executemany(_statement(head, row, len(values), tail), (list(chain.from_iterable(values)),))
+    """Insert rows, `most(row)` of them at most, by one statement: their values one after the other."""
+    connection.executemany(_statement(head, row, rows, tail), (values,))
 
 
 def most(row: str) -> int:

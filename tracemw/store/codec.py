@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from .rows import SpanRow, TraceRow
+
+T = TypeVar("T")
 
 PROMOTED = {
     "environment": "environment",
@@ -42,7 +44,7 @@ def json_encoder(*, allow_nan: bool, default: Callable[[Any], Any] | None = None
     return lambda value: join(chunks(value, 0))
 
 
-_metadata = json_encoder(allow_nan=True)
+_texts = json_encoder(allow_nan=True)
 _CONVERTED = frozenset({float, bool, bytes})  # what an index has of them would not be what the table has
 
 
@@ -53,23 +55,49 @@ class Unclean(ValueError):
     """
 
 
+def of_latest(make: Callable[[dict[str, str]], T]) -> Callable[[dict[str, str]], T]:
+    """Have a function remember what it made last: most traces in a row have the process's metadata, and no tags.
+
+    Args:
+        make: Takes texts alone, and raises for all else: 1, 1.0 and True are equal.
+    """
+    latest: tuple[dict[str, str], list[str], T] | None = None
+
+    def of(pairs: dict[str, str]) -> T:
+        nonlocal latest
+        known = latest
+        if known is None or known[0] != pairs or known[1] != [*pairs]:  # dictionaries are equal in any order
+            latest = known = dict(pairs), [*pairs], make(pairs)
+        return known[2]
+
+    return of
+
+
 def trace_values(row: TraceRow) -> tuple[Any, ...]:
     """Return the values of `TRACE_COLUMNS`."""
-    metadata = row.metadata
+    metadata, promoted = _metadata(row.metadata)
     values = (
         row.trace_id, row.root_span_id, 1 if row.has_parent else 0, row.name, row.start_ns, row.duration_ns,
         row.state, row.outcome, row.method, row.route, row.status_code, row.client_request_id, row.session_id,
-        row.user_id, row.request_preview, row.response_preview, _metadata(metadata), _metadata(row.tags),
-        metadata.get("environment"), metadata.get("app_version"), metadata.get("deployment_id"),
-        metadata.get("region"),
+        row.user_id, row.request_preview, row.response_preview,
     )  # fmt: skip
-    if ("\\u0000" in values[16] or "\\u0000" in values[17]) and _holds_nul(metadata, row.tags):
-        raise Unclean  # the text may also be that of a backslash and `u0000`
-    return _checked(values)
+    return *_checked(values), metadata, _tags(row.tags), *promoted
 
 
-def _holds_nul(*pairs: dict[str, str]) -> bool:
-    return any("\0" in key or "\0" in value for each in pairs for key, value in each.items())
+@of_latest
+def _metadata(pairs: dict[str, str]) -> tuple[str, tuple[str | None, ...]]:
+    return _json(pairs), tuple(map(pairs.get, PROMOTED))
+
+
+@of_latest
+def _tags(pairs: dict[str, str]) -> str:
+    return _json(pairs)
+
+
+def _json(pairs: dict[str, str]) -> str:
+    if any("\0" in key or "\0" in value for key, value in pairs.items()):
+        raise Unclean
+    return _texts(pairs)
 
 
 def trace_row(values: Sequence[Any]) -> TraceRow:
@@ -85,11 +113,11 @@ def trace_row(values: Sequence[Any]) -> TraceRow:
     return row
 
 
-def span_values(trace: int, row: SpanRow) -> tuple[Any, ...]:
-    """Return the number of the trace's row and the values of `SPAN_COLUMNS`."""
+def span_values(row: SpanRow) -> tuple[Any, ...]:
+    """Return the values of `SPAN_COLUMNS`."""
     return _checked(
         (
-            trace, row.span_id, row.parent_id, row.name, row.span_type, row.kind, row.start_ns, row.end_ns,
+            row.span_id, row.parent_id, row.name, row.span_type, row.kind, row.start_ns, row.end_ns,
             row.status, row.status_message, row.attributes, row.events, row.links, row.scope,
         )
     )  # fmt: skip

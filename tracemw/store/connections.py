@@ -198,9 +198,11 @@ class Pool:
         self._leave()
 
     def _leave(self) -> None:
+        thread = threading.get_ident()
         with self._changed:
-            self._users[threading.get_ident()] -= 1
-            self._users += Counter()  # drops the zeros
+            self._users[thread] -= 1
+            if not self._users[thread]:
+                del self._users[thread]
             self._changed.notify_all()
 
     def _identity(self) -> Identity | None:

@@ -23,11 +23,12 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from . import bulk, layout
-from .codec import TRACE_FIELDS, trace_row
+from .codec import TRACE_FIELDS, of_latest, trace_row
 from .rows import TraceRow
 from .words import of_trace, outdated
 
@@ -54,7 +55,6 @@ _ESCAPES = {code: f"%{code:02x}" for code in range(128) if chr(code) not in _PLA
 }
 
 
-@lru_cache(maxsize=8192)
 def token(kind: str, key: str, value: str) -> str:
     """Return the word of one `key=value`.
 
@@ -68,9 +68,31 @@ def token(kind: str, key: str, value: str) -> str:
     return f"{kind}{_escaped(key)}={_escaped(value)}"
 
 
+@of_latest
+def _of_metadata(pairs: dict[str, str]) -> str:
+    return _before([token("m", key, value) for key, value in pairs.items()])
+
+
+@of_latest
+def _of_tags(pairs: dict[str, str]) -> str:
+    return _before([token("t", key, value) for key, value in pairs.items()])
+
+
 @lru_cache(maxsize=1024, typed=True)
-def _of_columns(*values: str | int | None) -> list[str]:
-    return [token("c", key, str(value)) for key, value in zip(SHARED, values, strict=True) if value is not None]
+def _of_columns(*values: str | int | None) -> str:
+    told = zip(SHARED, values, strict=True)
+    return _before([token("c", key, str(value)) for key, value in told if value is not None])
+
+
+def _of_caller(request: str | None, session: str | None, user: str | None) -> str:
+    first = "" if request is None else f"cclient_request_id={_escaped(request)} "
+    second = "" if session is None else f"csession_id={_escaped(session)} "
+    return f"{first}{second}" if user is None else f"{first}{second}cuser_id={_escaped(user)} "
+
+
+def _before(words: list[str]) -> str:
+    """Return words as they stand before others."""
+    return "".join([f"{word} " for word in words])
 
 
 def document(row: TraceRow, words: str) -> str:
@@ -80,23 +102,21 @@ def document(row: TraceRow, words: str) -> str:
         words: Those of its spans, as they are kept with it. Layout 2 had other ones, and none of `words.of_trace`;
             a process of that version, which adds its own to those of layout 3, indexes no others, either.
     """
-    parts = [token("m", key, value) for key, value in row.metadata.items()]
-    parts += [token("t", key, value) for key, value in row.tags.items()]
-    parts += _of_columns(*_shared(row))
-    for column, value in zip(OWN, _own(row), strict=True):
-        if value is not None:
-            parts.append(token("c", column, value))
-    of_spans = words.replace("|", " ")
+    of_spans = words.replace("|", " ").split(" ")
     if outdated(words):
-        return _once([*parts, of_spans])
+        return " ".join(dict.fromkeys([*_of_facts(row).split(" "), *of_spans]))
+    return document_with(row, of_spans)
+
+
+def document_with(row: TraceRow, *of_spans: Iterable[str]) -> str:
+    """Return the document of a trace and the words of its spans."""
     # A word with `=` comes once: it has its kind, and a key comes once. Only the short ones have none.
-    parts.append(_once([*of_trace(row), of_spans]))
-    return " ".join(parts)
+    return f"{_of_facts(row)}{' '.join(dict.fromkeys(chain(of_trace(row), *of_spans)))}"
 
 
-def _once(parts: Iterable[str]) -> str:
-    """Return the words of texts, none of them twice."""
-    return " ".join(dict.fromkeys(" ".join(parts).split(" ")))  # a token may hold a blank beyond ASCII
+def _of_facts(row: TraceRow) -> str:
+    of_pairs = f"{_of_metadata(row.metadata)}{_of_tags(row.tags)}"
+    return f"{of_pairs}{_of_columns(*_shared(row))}{_of_caller(*_own(row))}"
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, Final
@@ -83,7 +83,7 @@ def word(kind: str, value: str) -> str:
 
 def of_duration(ns: float) -> str:
     """Return the word of a duration; all negative ones share that of nothing."""
-    return f"d{int(min(ns, _LONGEST) // _MS)}" if ns > 0 else "d0"
+    return f"d{int((ns if ns < _LONGEST else _LONGEST) // _MS)}" if ns > 0 else "d0"
 
 
 def of_end(ms: int) -> str:
@@ -141,7 +141,21 @@ def of_number(key: str, number: float) -> list[str]:
 
 
 def with_spans(words: str, spans: Iterable[Described]) -> str:
-    """Return a trace's words with those of more spans added."""
+    """Return a trace's words, as they are kept with it, with those of more spans added."""
+    return kept(*of_spans(spans, words))
+
+
+def kept(names: Collection[str], attributes: Collection[str], durations: Collection[str]) -> str:
+    """Return words of the three kinds as they are kept with a trace."""
+    return f"{' '.join(names)}|{' '.join(attributes)}|{' '.join(durations)}"
+
+
+def of_spans(spans: Iterable[Described], words: str = NONE) -> tuple[Collection[str], ...]:
+    """Return the words of a trace's spans by kinds: of names, types and statuses, of attributes, of durations.
+
+    Args:
+        words: Those that are kept with the trace already.
+    """
     names, attributes, durations = [], [], []
     if words != NONE:
         names, attributes, durations = (part.split(" ") for part in words.split("|"))
@@ -150,8 +164,9 @@ def with_spans(words: str, spans: Iterable[Described]) -> str:
         attributes += found
         names += _of_names(name, kind, status, shown)
         durations.append(of_duration(end - start))
-    alone = words == NONE and len(durations) == 1  # nothing comes twice
-    return f"{_joined(names, 's', alone)}|{_joined(attributes, 'a', alone)}|{_joined(durations, 'd', alone)}"
+    if words == NONE and len(durations) <= 1 and len(attributes) <= _MAX["a"]:
+        return names, attributes, durations  # nothing comes twice
+    return _bounded(names, "s"), _bounded(attributes, "a"), _bounded(durations, "d")
 
 
 @lru_cache(maxsize=4096)
@@ -327,9 +342,8 @@ def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(reversed(pairs))  # of two with one key, SQL sees the first
 
 
-def _joined(found: list[str], kind: str, distinct: bool) -> str:
-    words = dict.fromkeys(found) if not distinct or len(found) > _MAX[kind] else found
+def _bounded(found: list[str], kind: str) -> Collection[str]:
+    words = dict.fromkeys(found)
     if len(words) <= _MAX[kind]:
-        return " ".join(words)
-    kept = [word for word in words if word != more(kind)][: _MAX[kind] - 1]
-    return " ".join([*kept, more(kind)])
+        return words
+    return [*[word for word in words if word != more(kind)][: _MAX[kind] - 1], more(kind)]

@@ -38,7 +38,7 @@ _OPTIONAL = (
     "duration_ns", "outcome", "method", "route", "status_code", "client_request_id", "session_id", "user_id",
     "request_preview", "response_preview",
 )  # fmt: skip
-_DESCRIBED = attrgetter(*SPAN_FIELDS)
+described = attrgetter(*SPAN_FIELDS)
 _IDENTITY = ("client_request_id", "session_id", "user_id")
 PATCHABLE = frozenset(_OPTIONAL) | {"name", "state"}
 
@@ -77,8 +77,9 @@ def write(
             trace.words = reindex.words_of(connection, [trace.id])[trace.id]
             trace.changed = True
     add(known, traces, by_trace)
+    _add_words(known, by_trace)
     save(connection, known.values())
-    values = (span_values(known[span.trace_id].id, span) for span in spans)
+    values = ((known[span.trace_id].id, *span_values(span)) for span in spans)
     bulk.insert(connection, _SPAN, _SPAN_ROW, values, _SPAN_KNOWN)
     if outbox:
         enqueue(connection, [(trace.id, trace.row.state) for trace in known.values()])
@@ -131,10 +132,14 @@ def add(known: dict[str, Known], traces: Sequence[TraceRow], by_trace: Mapping[s
     for row in traces:
         merge(known, row)
     for trace_id, spans in by_trace.items():
-        trace = known.get(trace_id)
-        if trace is None:
-            trace = known[trace_id] = Known(_placeholder(spans))
-        words = with_spans(trace.words, map(_DESCRIBED, spans))
+        if trace_id not in known:
+            known[trace_id] = Known(_placeholder(spans))
+
+
+def _add_words(known: dict[str, Known], by_trace: Mapping[str, list[SpanRow]]) -> None:
+    for trace_id, spans in by_trace.items():
+        trace = known[trace_id]
+        words = with_spans(trace.words, map(described, spans))
         if words != trace.words:
             trace.words, trace.changed = words, True
 
