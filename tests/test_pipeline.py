@@ -10,19 +10,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import set_span_in_context
+from opentelemetry.trace import get_current_span, set_span_in_context
 
+import tracemw
 from tests import budget
 from tests.servers import wait_for
 from tracemw import guard
+from tracemw import pipeline as pipelines
 from tracemw.asgi import TraceMiddleware
 from tracemw.errors import StoreError
 from tracemw.pipeline import writer
+from tracemw.pipeline.encode import trace_row
 from tracemw.pipeline.local import StoreSink
 from tracemw.pipeline.writer import Pipeline
 from tracemw.record import TraceRecord
@@ -141,12 +145,19 @@ def test_a_steady_flow_wakes_the_writer_once(monkeypatch: pytest.MonkeyPatch) ->
     assert pipeline.close()
 
 
-def test_what_waits_for_the_writer_is_few_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
+    """A pipeline in force whose writer does not come by itself."""
+    pipeline = Pipeline(ListSink(), Settings())
+    monkeypatch.setattr(pipeline, "_rouse", lambda: None)
+    before = pipelines.use(pipeline)
+    yield pipeline
+    pipelines.use(before)
+
+
+def test_what_waits_for_the_writer_is_few_objects(waiting: Pipeline) -> None:
     """A request leaves few objects behind that Python's garbage collector counts until they are stored: each makes
     its rounds come earlier, and a round keeps a request waiting."""
-    waiting: list[object] = []
-    monkeypatch.setattr(Pipeline, "put", lambda self, record, span: waiting.append((record, span)))
-
     traced = TraceMiddleware(budget.plain_asgi)
 
     async def serve(number: int) -> None:
@@ -154,17 +165,80 @@ def test_what_waits_for_the_writer_is_few_objects(monkeypatch: pytest.MonkeyPatc
             await traced(budget.scope(), budget.receive, budget.send)
 
     asyncio.run(serve(300))
-    waiting.clear()
+    waiting._queue.clear()
     gc.collect()
     gc.disable()
     try:
         before = gc.get_count()[0]
         asyncio.run(serve(300))
-        objects = (gc.get_count()[0] - before) / len(waiting)
+        objects = (gc.get_count()[0] - before) / 300
     finally:
         gc.enable()
-    assert len(waiting) == 300
-    assert objects < 10
+    assert len(waiting._queue) == 300
+    assert objects < 12
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_request_of_which_little_is_told_is_encoded_at_its_end(waiting: Pipeline, late: bool) -> None:
+    """Its rows are made once it has been answered; they are those that the writer would make, and what is set on
+    the trace after that reaches them."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await budget.plain_asgi(scope, receive, send)
+        if late:
+            tracemw.update_current_trace(tags={"set": "late"}, session_id="another")
+
+    asyncio.run(TraceMiddleware(answer)(budget.scope(), budget.receive, budget.send))
+    record, span, trace = waiting._queue[0]
+    assert (span, trace) != (None, None)
+    waiting._encode(list(waiting._queue))
+    batch = waiting._spool[-1]
+    assert batch.spans == [span]
+    assert batch.traces[0] == trace
+    assert batch.traces[-1] == trace_row(record)
+    assert batch.traces[-1].tags == ({"set": "late"} if late else {})
+    assert len(batch.traces) == 1 + late
+
+
+@pytest.mark.parametrize("told", ["inputs", "an attribute", "an event"])
+def test_a_request_of_which_much_may_be_told_is_left_to_the_writer(waiting: Pipeline, told: str) -> None:
+    """What an application has put onto a trace may be long: no request's thread encodes that."""
+
+    @tracemw.trace
+    def handler(question: str) -> str:
+        return question
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if told == "inputs":
+            handler("q" * 1000)
+        elif told == "an attribute":
+            get_current_span().set_attribute("question", "q" * 1000)
+        else:
+            get_current_span().add_event("asked", {"question": "q" * 1000})
+        await budget.plain_asgi(scope, receive, send)
+
+    asyncio.run(TraceMiddleware(answer)(budget.scope(), budget.receive, budget.send))
+    assert all(trace is None for _, _, trace in waiting._queue)
+    waiting._encode(list(waiting._queue))
+    batch = waiting._spool[-1]
+    assert len(batch.traces) == 1
+    assert [span.parent_id for span in batch.spans].count(None) == 1
+    assert "q" * 1000 in "".join(span.attributes + span.events for span in batch.spans)
+
+
+def test_a_span_before_the_root_and_the_root(waiting: Pipeline) -> None:
+    """A trace has one row in a batch, though a span of it was queued before its root was encoded."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        with tracemw.start_span("step"):
+            pass
+        await budget.plain_asgi(scope, receive, send)
+
+    asyncio.run(TraceMiddleware(answer)(budget.scope(), budget.receive, budget.send))
+    waiting._encode(list(waiting._queue))
+    batch = waiting._spool[-1]
+    assert [span.name for span in batch.spans] == ["step", batch.traces[0].name]
+    assert [trace.state for trace in batch.traces] == ["OK"]
 
 
 def test_a_record_that_cannot_be_encoded(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import tracemw
 from tests.request.drive import Conversation, ask, http_scope
 from tests.request.look import duration, root
+from tracemw import asgi
 from tracemw.testing import capture_traces
 
 
@@ -223,6 +225,34 @@ def test_cancellation() -> None:
     assert trace.info.state == "STATE_UNSPECIFIED"
     assert root(trace).attributes["tracemw.outcome"] == "cancelled"
     assert root(trace).status.status_code == "UNSET"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_of_starting_up(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is collected once, before the first request comes; not where the application has switched that off."""
+    collected = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.startup.complete"})
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop" and info["generation"] == 2:
+            collected.append(info)
+
+    monkeypatch.setattr(asgi, "_collected", False)
+    was_enabled = gc.isenabled()
+    with capture_traces():
+        gc.disable()
+        gc.callbacks.append(note)
+        try:
+            if enabled:
+                gc.enable()
+            for _ in range(2):
+                ask(tracemw.TraceMiddleware(app), {"type": "lifespan"}, [{"type": "lifespan.startup"}])
+        finally:
+            gc.callbacks.remove(note)
+            (gc.enable if was_enabled else gc.disable)()
+    assert len(collected) == enabled
 
 
 def test_other_scopes_pass_untouched() -> None:

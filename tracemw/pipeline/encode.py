@@ -1,4 +1,7 @@
-"""Finished spans and trace records -> the rows of the store. Runs in the writer thread."""
+"""Finished spans and trace records -> the rows of the store.
+
+Runs in the writer thread; for the root of a request of which little is to be told, at its end.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,15 @@ MAX_URL: Final = 8192  # characters of a path and of a query string that are sto
 NO_ERRORS: Final = frozenset({"disconnected", "cancelled", "interrupted"})
 
 _dumps = json_encoder(allow_nan=False, default=str)
+
+
+def is_slight(record: TraceRecord, span: ReadableSpan) -> bool:
+    """True for a request whose root is little work to encode: nobody has set anything on it that may be long."""
+    if not record.is_request or span.attributes or span.events or span.links:
+        return False
+    if record.inputs is not None or record.outputs is not None:
+        return False
+    return REQUEST not in record.attributes and RESPONSE not in record.attributes
 
 
 def span_row(record: TraceRecord | None, span: ReadableSpan, redactor: Redactor) -> SpanRow:

@@ -120,7 +120,7 @@ class TraceProcessor(SpanProcessor):
             record.recording = False
             pipeline.count("sampled_out")
         if record.recording:
-            pipeline.put(record, span)
+            pipeline.put_root(record, span)
 
     def _decide(self, record: TraceRecord, span: ReadableSpan) -> bool:
         """Keep a trace that was not sampled if it failed or was slow; then all of its spans are queued."""
