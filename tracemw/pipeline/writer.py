@@ -70,7 +70,7 @@ class _Marker:
         self.stored = False
 
 
-# What is queued: a record, its span or the row of that, and in the latter case the row of the trace.
+# What is queued: a record, its span and None; or the `id` of a record, the row of its span and that of its trace.
 _Item: TypeAlias = tuple[Any, Any, Any]
 
 
@@ -139,9 +139,9 @@ class Pipeline:
                 self._rouse()
 
     def put_root(self, record: TraceRecord, span: ReadableSpan) -> None:
-        """Queue the span that ends a request; the request has been answered by then.
+        """Queue the root of a trace, ended; a request has been answered by then.
 
-        Where its rows are little work they are made here, where all they are made of is in the processor's caches.
+        Where the rows of one are little work they are made here, where all that they are made of is in the caches.
         In the writer they take twice as long, while every other request waits for the interpreter.
         """
         if self._has_room():
@@ -161,7 +161,7 @@ class Pipeline:
     def _slight_rows(self, record: TraceRecord, span: ReadableSpan) -> _Item | None:
         if is_slight(record, span):
             try:
-                return record, span_row(record, span, self._redactor_of(record)), trace_row(record)
+                return id(record), span_row(record, span, self._redactor_of(record)), trace_row(record)
             except Exception:  # the writer meets it again, and counts it
                 pass
         return None
@@ -342,7 +342,7 @@ class Pipeline:
                     time.sleep(0)  # lets a waiting request have the interpreter
             try:
                 if trace is not None:
-                    records.pop(id(record), None)  # what came of it before is in these rows
+                    records.pop(record, None)  # what came of it before is in these rows
                     traces.append(trace)
                     spans.append(span)
                     self._remember(trace.trace_id)

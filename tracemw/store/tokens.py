@@ -55,6 +55,12 @@ _ESCAPES = {code: f"%{code:02x}" for code in range(128) if chr(code) not in _PLA
 }
 
 
+def _escaped(text: str) -> str:
+    if len(text) > MAX_TEXT:
+        return "#" + hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+    return text if _AS_IT_IS(text) else text.translate(_ESCAPES)
+
+
 def token(kind: str, key: str, value: str) -> str:
     """Return the word of one `key=value`.
 
@@ -84,10 +90,12 @@ def _of_columns(*values: str | int | None) -> str:
     return _before([token("c", key, str(value)) for key, value in told if value is not None])
 
 
-def _of_caller(request: str | None, session: str | None, user: str | None) -> str:
-    first = "" if request is None else f"cclient_request_id={_escaped(request)} "
-    second = "" if session is None else f"csession_id={_escaped(session)} "
-    return f"{first}{second}" if user is None else f"{first}{second}cuser_id={_escaped(user)} "
+_OWN_WORDS = tuple(token("c", key, "") for key in OWN)  # up to their values
+
+
+def _of_caller(values: tuple[str | None, ...]) -> str:
+    told = zip(_OWN_WORDS, values, strict=True)
+    return _before([f"{word}{_escaped(value)}" for word, value in told if value is not None])
 
 
 def _before(words: list[str]) -> str:
@@ -116,7 +124,7 @@ def document_with(row: TraceRow, *of_spans: Iterable[str]) -> str:
 
 def _of_facts(row: TraceRow) -> str:
     of_pairs = f"{_of_metadata(row.metadata)}{_of_tags(row.tags)}"
-    return f"{of_pairs}{_of_columns(*_shared(row))}{_of_caller(*_own(row))}"
+    return f"{of_pairs}{_of_columns(*_shared(row))}{_of_caller(_own(row))}"
 
 
 @lru_cache(maxsize=1)
@@ -202,9 +210,3 @@ def remove(connection: sqlite3.Connection, documents: Iterable[tuple[int, str]])
     """Take documents out again, by the very words that were indexed; in order of their keys."""
     head = "INSERT INTO tokens (tokens, rowid, words) VALUES"
     bulk.insert(connection, head, "('delete', ?, ?)", documents)
-
-
-def _escaped(text: str) -> str:
-    if len(text) > MAX_TEXT:
-        return "#" + hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
-    return text if _AS_IT_IS(text) else text.translate(_ESCAPES)
