@@ -12,6 +12,7 @@ From one Python to the next the counts differ by one in a hundred.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import sys
@@ -22,6 +23,10 @@ from types import FrameType
 from typing import Any, Final
 
 import tracemw
+from tracemw import pipeline as pipelines
+from tracemw.pipeline.local import StoreSink
+from tracemw.pipeline.writer import Pipeline
+from tracemw.settings import Settings
 
 FILE: Final = Path(__file__).with_name("budget.json")
 # Two names of one folder; see tests/test_packaging.py.
@@ -227,6 +232,16 @@ def below_a_root(operation: Operation) -> Operation:
     return operation
 
 
+def made_ready() -> Operation:
+    """Return what makes the root of a request ready for the store."""
+    pipeline = Pipeline(StoreSink("memory:", None, Settings()), Settings())
+    pipeline._idle = False  # the writer stays away
+    before = pipelines.use(pipeline)
+    asgi_request(tracemw.TraceMiddleware(plain_asgi))()
+    pipelines.use(before)
+    return functools.partial(pipeline._make_ready, *pipeline._roots._waiting.pop())
+
+
 SCENARIOS: Final[dict[str, Callable[[], Operation]]] = {
     "ASGI request": lambda: asgi_request(tracemw.TraceMiddleware(plain_asgi)),
     "ASGI request, not sampled": lambda: asgi_request(tracemw.TraceMiddleware(plain_asgi, sample_rate=0.0)),
@@ -235,6 +250,7 @@ SCENARIOS: Final[dict[str, Callable[[], Operation]]] = {
     "WSGI request, not sampled": lambda: wsgi_request(
         tracemw.WSGITraceMiddleware(plain_wsgi, sample_rate=0.0)
     ),
+    "root made ready": made_ready,
     "FastAPI request": lambda: asgi_request(fastapi_app()),
     "Flask request": lambda: wsgi_request(flask_app()),
     "call, a trace of its own": lambda: lambda: answer("what is it", k=4),

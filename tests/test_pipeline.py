@@ -28,9 +28,11 @@ from tracemw.errors import StoreError
 from tracemw.pipeline import writer
 from tracemw.pipeline.encode import trace_row
 from tracemw.pipeline.local import StoreSink
+from tracemw.pipeline.roots import TOGETHER
 from tracemw.pipeline.writer import Pipeline
 from tracemw.record import TraceRecord, current_record
 from tracemw.settings import Settings
+from tracemw.store import arrivals
 from tracemw.store.rows import SpanRow, TraceRow
 
 tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
@@ -147,61 +149,91 @@ def test_a_steady_flow_wakes_the_writer_once(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
-    """A pipeline in force whose writer does not come by itself."""
-    pipeline = Pipeline(ListSink(), Settings())
+    """A pipeline in force, with a store, whose writer does not come by itself."""
+    pipeline = Pipeline(StoreSink("memory:", None, Settings()), Settings())
     monkeypatch.setattr(pipeline, "_rouse", lambda: None)
     before = pipelines.use(pipeline)
     yield pipeline
     pipelines.use(before)
 
 
-def test_what_waits_for_the_writer_is_few_objects(waiting: Pipeline) -> None:
-    """A request leaves few objects behind that Python's garbage collector counts until they are stored: each makes
-    its rounds come earlier, and a round keeps a request waiting."""
-    traced = TraceMiddleware(budget.plain_asgi)
+def serve(number: int, app: Any = budget.plain_asgi) -> None:
+    """Have an application answer so many requests, one after the other."""
+    traced = TraceMiddleware(app)
 
-    async def serve(number: int) -> None:
+    async def ask() -> None:
         for _ in range(number):
             await traced(budget.scope(), budget.receive, budget.send)
 
-    asyncio.run(serve(300))
+    asyncio.run(ask())
+
+
+def next_batch(pipeline: Pipeline) -> writer._Batch:
+    """Return what the writer would hand on now."""
+    pipeline._roots.queue_all()
+    pipeline._encode(pipeline._take()[0])
+    return pipeline._spool.pop()
+
+
+def test_what_waits_for_the_writer_is_few_objects(waiting: Pipeline) -> None:
+    """A request leaves few objects behind that Python's garbage collector counts until they are stored: each makes
+    its rounds come earlier, and a round keeps a request waiting."""
+    serve(296)
     waiting._queue.clear()
     gc.collect()
     gc.disable()
     try:
         before = gc.get_count()[0]
-        asyncio.run(serve(300))
-        objects = (gc.get_count()[0] - before) / 300
+        serve(304)
+        objects = (gc.get_count()[0] - before) / 304
     finally:
         gc.enable()
-    assert len(waiting._queue) == 300
+    assert len(waiting._queue) == 304
     assert objects < 10
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_request_of_which_little_is_told_is_encoded_at_its_end(waiting: Pipeline, late: bool) -> None:
-    """Its rows are made once it has been answered; they are those that the writer would make, and what is set on
-    the trace after that reaches them."""
-
-    record = None
+@pytest.mark.parametrize("number", [1, 7, 8, 20])
+def test_plain_requests_are_made_ready_by_themselves(waiting: Pipeline, number: int, late: bool) -> None:
+    """Where many have ended, the last of them makes all ready, after its answer; what the store is given is what
+    the writer would make of them, and what was set on a trace after its end is in it or comes after it."""
+    records = []
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
-        nonlocal record
-        record = current_record()
+        records.append(current_record())
         await budget.plain_asgi(scope, receive, send)
         if late:
             tracemw.update_current_trace(tags={"set": "late"}, session_id="another")
 
-    asyncio.run(TraceMiddleware(answer)(budget.scope(), budget.receive, budget.send))
-    _, span, trace = waiting._queue[0]
-    assert record is not None and (span, trace) != (None, None)
-    waiting._encode(list(waiting._queue))
-    batch = waiting._spool[-1]
-    assert batch.spans == [span]
-    assert batch.traces[0] == trace
-    assert batch.traces[-1] == trace_row(record)
-    assert batch.traces[-1].tags == ({"set": "late"} if late else {})
-    assert len(batch.traces) == 1 + late
+    serve(number, answer)
+    queued = number * (1 + late)
+    assert len(waiting._roots) == queued % TOGETHER
+    assert waiting.stats()["queued"] == queued
+    batch = next_batch(waiting)
+    assert len(batch.arrived) == (queued - queued % TOGETHER) / (1 + late)
+    traces, spans = arrivals.rows_of(batch.arrived)
+    facts = {row.trace_id: row for row in [*traces, *batch.traces]}  # those that come later count
+    wanted = [trace_row(record) for record in records if record is not None]
+    assert [facts[row.trace_id] for row in wanted] == wanted
+    assert {frozenset(row.tags) for row in wanted} == {frozenset(["set"] if late else [])}
+    assert sorted(span.trace_id for span in [*spans, *batch.spans]) == sorted(facts)
+    waiting._spool.append(batch)
+    assert waiting._write_spool()
+    store = waiting.sink.store  # type: ignore[union-attr]
+    assert {found.row.trace_id: found.row for found in store.search().traces} == facts
+    assert waiting.stats()["written_spans"] == number
+
+
+def test_a_root_is_the_same_whoever_makes_it_ready(waiting: Pipeline) -> None:
+    """The rows that a request makes and those that the writer makes of the same root are equal."""
+    roots: list[tuple[TraceRecord, Any]] = []
+    waiting._roots.put = lambda *root: roots.append(root)  # type: ignore[method-assign]
+    serve(1)
+    ((record, span),) = roots
+    _, _, arrival = waiting._make_ready(record, span)
+    waiting._queue.append((record, span, None))
+    batch = next_batch(waiting)
+    assert arrivals.rows_of([arrival]) == (batch.traces, batch.spans)
 
 
 @pytest.mark.parametrize("told", ["inputs", "an attribute", "an event"])
@@ -221,28 +253,134 @@ def test_a_request_of_which_much_may_be_told_is_left_to_the_writer(waiting: Pipe
             get_current_span().add_event("asked", {"question": "q" * 1000})
         await budget.plain_asgi(scope, receive, send)
 
-    asyncio.run(TraceMiddleware(answer)(budget.scope(), budget.receive, budget.send))
-    assert all(trace is None for _, _, trace in waiting._queue)
-    waiting._encode(list(waiting._queue))
-    batch = waiting._spool[-1]
-    assert len(batch.traces) == 1
-    assert [span.parent_id for span in batch.spans].count(None) == 1
+    serve(10, answer)
+    assert not waiting._roots
+    batch = next_batch(waiting)
+    assert (len(batch.traces), batch.arrived) == (10, [])
+    assert [span.parent_id for span in batch.spans].count(None) == 10
     assert "q" * 1000 in "".join(span.attributes + span.events for span in batch.spans)
 
 
-def test_a_span_before_the_root_and_the_root(waiting: Pipeline) -> None:
-    """A trace has one row in a batch, though a span of it was queued before its root was encoded."""
+@pytest.mark.parametrize("number", [1, 8])
+def test_a_span_before_the_root_and_the_root(waiting: Pipeline, number: int) -> None:
+    """A trace has one row in a batch, though a span of it was queued before its root was made ready."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         with tracemw.start_span("step"):
             pass
         await budget.plain_asgi(scope, receive, send)
 
-    asyncio.run(TraceMiddleware(answer)(budget.scope(), budget.receive, budget.send))
-    waiting._encode(list(waiting._queue))
-    batch = waiting._spool[-1]
-    assert [span.name for span in batch.spans] == ["step", batch.traces[0].name]
-    assert [trace.state for trace in batch.traces] == ["OK"]
+    serve(number, answer)
+    batch = next_batch(waiting)
+    traces, spans = arrivals.rows_of(batch.arrived)
+    rows = [*traces, *batch.traces]
+    assert sorted(span.name for span in [*spans, *batch.spans]) == [rows[0].name] * number + ["step"] * number
+    assert [trace.state for trace in rows] == ["OK"] * number
+    waiting._spool.append(batch)
+    assert waiting._write_spool()
+    store = waiting.sink.store  # type: ignore[union-attr]
+    assert [len(found.spans) for found in store.search().traces] == [2] * number
+
+
+def test_a_root_that_cannot_be_made_ready(waiting: Pipeline) -> None:
+    """A text that has to be cleaned first is left to the store; the roots beside it are made ready."""
+    serve(7)
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        tracemw.update_current_trace(tags={"broken": "a\0b"})
+        await budget.plain_asgi(scope, receive, send)
+
+    serve(1, answer)
+    batch = next_batch(waiting)
+    assert (len(batch.arrived), len(batch.spans)) == (7, 1)
+    waiting._spool.append(batch)
+    assert waiting._write_spool()
+    store = waiting.sink.store  # type: ignore[union-attr]
+    found = store.search("tags.broken LIKE 'a%'").traces
+    assert [one.row.tags for one in found] == [{"broken": "a\N{REPLACEMENT CHARACTER}b"}]
+    assert store.stats()["traces"] == 8
+
+
+def test_a_lone_root_does_not_wait_for_others() -> None:
+    """Roots that nobody makes ready are written all the same, whatever else keeps the writer busy."""
+    pipeline = Pipeline(StoreSink("sqlite:///busy.db", None, Settings()), Settings())
+    before = pipelines.use(pipeline)
+    over = threading.Event()
+    flow = threading.Thread(target=lambda: [put(pipeline, 1) for _ in iter(lambda: over.wait(0.001), True)])
+    flow.start()
+    try:
+        wait_for(lambda: pipeline.stats()["written_spans"] > 20)
+        serve(3)
+        store = pipeline.sink.store  # type: ignore[union-attr]
+        wait_for(lambda: len(store.search("user = 'jane'").traces) == 3, 2)
+        assert not over.is_set() and flow.is_alive()
+    finally:
+        over.set()
+        flow.join()
+        pipelines.use(before)
+        assert pipeline.close()
+
+
+def test_flush_has_what_another_thread_is_making_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All requests that have ended before `flush` was called are stored when it returns, though one of them is in
+    the middle of making the others ready; those that end meanwhile do not wait for it."""
+    sink = StoreSink("sqlite:///flush.db", None, Settings())
+    pipeline = Pipeline(sink, Settings())
+    begun, go_on = threading.Event(), threading.Event()
+    of_root = sink.ready
+
+    def slowly(trace: TraceRow, span: SpanRow) -> Any:
+        begun.set()
+        assert go_on.wait(10)
+        return of_root(trace, span)
+
+    pipeline._ready = slowly
+    before = pipelines.use(pipeline)
+    try:
+        serving = threading.Thread(target=serve, args=(8,))
+        serving.start()
+        assert begun.wait(10)
+        serve(20)  # while the first of the other ones is being made ready
+        answers: list[bool] = []
+        flushing = threading.Thread(target=lambda: answers.append(pipeline.flush(10)))
+        flushing.start()
+        time.sleep(0.2)
+        assert answers == []
+        go_on.set()
+        flushing.join()
+        assert answers == [True]
+        assert sink.store.stats()["traces"] == 28
+        serving.join()
+    finally:
+        pipelines.use(before)
+        assert pipeline.close()
+
+
+def test_requests_in_many_threads() -> None:
+    """Every request is stored once, from however many threads they come, and whoever makes them ready."""
+    sink = StoreSink("sqlite:///threads.db", None, Settings())
+    pipeline = Pipeline(sink, Settings())
+    before = pipelines.use(pipeline)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=serve, args=(101,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            assert pipeline.flush(10)
+        for thread in threads:
+            thread.join()
+        assert pipeline.flush(10)
+        assert sink.store.read("SELECT count(*), count(DISTINCT trace_id) FROM traces") == [(808, 808)]
+        # With a loop in each thread, a span of what was done after an answer may come as well.
+        roots = "SELECT count(*), count(DISTINCT trace) FROM spans WHERE parent_id IS NULL"
+        assert sink.store.read(roots) == [(808, 808)]
+        assert sink.store.read("SELECT count(*) FROM spans") == [(pipeline.stats()["written_spans"],)]
+    finally:
+        sys.setswitchinterval(interval)
+        pipelines.use(before)
+        assert pipeline.close()
 
 
 def test_a_record_that_cannot_be_encoded(caplog: pytest.LogCaptureFixture) -> None:

@@ -81,6 +81,7 @@ class TraceRecord:
     outcome: str | None = None
     failure: Mapping[str, Any] | None = None  # the exception that left the handler's span, as an event's
     late = 0  # whether spans ended after the root, and failed
+    queued = False  # spans of it have been queued, or the record itself has
     dropped_spans: dict[int, int | None] | None = None  # span id -> parent of spans that are not kept
     held_back: list[ReadableSpan] | None = None  # spans waiting for the decision to keep the trace
     on_change: Callable[[TraceRecord], None] | None = None

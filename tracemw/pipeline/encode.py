@@ -29,8 +29,8 @@ _dumps = json_encoder(allow_nan=False, default=str)
 
 
 def is_slight(record: TraceRecord, span: ReadableSpan) -> bool:
-    """True for a request whose root is little work to encode: nobody has set anything on it that may be long."""
-    if not record.is_request or span.attributes or span.events or span.links:
+    """True for a request that is little work to encode: a root on which nobody has set what may be long, alone."""
+    if not record.is_request or record.queued or span.attributes or span.events or span.links:
         return False
     if record.inputs is not None or record.outputs is not None:
         return False

@@ -10,12 +10,14 @@ from tracemw.pipeline.retention import Retention
 from tracemw.pipeline.target import masked
 from tracemw.pipeline.troubles import Troubles
 from tracemw.store import Store, absolute, open_store
+from tracemw.store.arrivals import of_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tracemw.pipeline.delivery import Deliverer
     from tracemw.settings import Settings
+    from tracemw.store.arrivals import Arrival
     from tracemw.store.rows import SpanRow, TraceRow
 
 logger = logging.getLogger("tracemw")
@@ -60,10 +62,16 @@ class StoreSink:
             logger.error("%s. Traces are kept in memory until delivered, %d MB at most.", exc, IN_MEMORY >> 20)
             return open_store("memory:")
 
-    def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
+    def ready(self, trace: TraceRow, span: SpanRow) -> Arrival:
+        """Return a new trace as the store takes it with the least work; ValueError if it has to be cleaned."""
+        return of_root(trace, span, self.destination is not None)
+
+    def write(
+        self, traces: Sequence[TraceRow], spans: Sequence[SpanRow], arrived: Sequence[Arrival] = ()
+    ) -> None:
         """Store rows; those for a remote destination are queued for delivery in the same transaction."""
         store = self.store
-        store.write(traces, spans, outbox=self.destination is not None, patient=self.patient)
+        store.write(traces, spans, arrived, outbox=self.destination is not None, patient=self.patient)
         self._retention.look(store)
         self._troubles.look(store)
         if self.destination is None:

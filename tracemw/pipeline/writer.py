@@ -23,6 +23,7 @@ from tracemw.capture import DEFAULT_REDACT, Redactor
 from tracemw.errors import StoreError
 from tracemw.guard import due, report
 from tracemw.pipeline.encode import foreign_trace_row, is_slight, span_row, trace_row
+from tracemw.pipeline.roots import Roots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from tracemw.record import TraceRecord
     from tracemw.settings import Settings
+    from tracemw.store.arrivals import Arrival
     from tracemw.store.rows import SpanRow, TraceRow
 
 logger = logging.getLogger("tracemw")
@@ -57,7 +59,10 @@ class Sink(Protocol):
     """Where the writer thread puts rows."""
 
     def write(self, traces: Sequence[TraceRow], spans: Sequence[SpanRow]) -> None:
-        """Store rows; StoreError where they could not be, with `retry` for whether to keep them."""
+        """Store rows; StoreError where they could not be, with `retry` for whether to keep them.
+
+        One that has a method `ready`, as `StoreSink` does, also takes what that makes of a plain root: `arrived`.
+        """
 
 
 class _Marker:
@@ -70,7 +75,7 @@ class _Marker:
         self.stored = False
 
 
-# What is queued: a record, its span and None; or the `id` of a record, the row of its span and that of its trace.
+# What is queued: a record, its span and None; or the `id` of a record, None and what was made ready of the trace.
 _Item: TypeAlias = tuple[Any, Any, Any]
 
 
@@ -78,11 +83,13 @@ class _Batch(NamedTuple):
     """Rows that are written together.
 
     Attributes:
+        arrived: Traces of one span each that were made ready before they were queued.
         size: About how much memory they take: the characters of their long texts.
     """
 
     traces: list[TraceRow]
     spans: list[SpanRow]
+    arrived: list[Arrival]
     size: int
 
 
@@ -103,6 +110,7 @@ class Pipeline:
         self.store_all = settings.store_all
         self._redactor = Redactor(DEFAULT_REDACT if settings.redact is None else settings.redact)
         self._capacity = capacity
+        self._ready = getattr(sink, "ready", None)
         self._recent: dict[str, None] = {}
         if sink is not None and hasattr(sink, "patient"):
             sink.patient = lambda: not self._closing
@@ -113,6 +121,7 @@ class Pipeline:
         """Start anew, without what belongs to another process (after a fork) or nobody."""
         self._counts: Counter[str] = Counter()
         self._queue: deque[Any] = deque()
+        self._roots = Roots(self._queue, self._make_ready)
         self._spool: deque[_Batch] = deque()
         self._spooled_spans = 0
         self._spooled_traces = 0
@@ -134,18 +143,22 @@ class Pipeline:
     def put(self, record: TraceRecord | None, span: ReadableSpan | None) -> None:
         """Queue a finished span, or with None in its place a record whose facts changed."""
         if self._has_room():
-            self._queue.append((record, span, None))
+            if record is not None:
+                record.queued = True
+            if span is None and record is not None and self._roots:
+                self._roots.put(record, None)  # its root may be there: facts that come later stay later
+            else:
+                self._queue.append((record, span, None))
             if self._idle:
                 self._rouse()
 
     def put_root(self, record: TraceRecord, span: ReadableSpan) -> None:
-        """Queue the root of a trace, ended; a request has been answered by then.
-
-        Where the rows of one are little work they are made here, where all that they are made of is in the caches.
-        In the writer they take twice as long, while every other request waits for the interpreter.
-        """
+        """Queue the root of a trace, ended; a request has been answered by then."""
         if self._has_room():
-            self._queue.append(self._slight_rows(record, span) or (record, span, None))
+            if self._ready is not None and is_slight(record, span):
+                self._roots.put(record, span)
+            else:
+                self._queue.append((record, span, None))
             if self._idle:
                 self._rouse()
 
@@ -158,13 +171,14 @@ class Pipeline:
             return False
         return True
 
-    def _slight_rows(self, record: TraceRecord, span: ReadableSpan) -> _Item | None:
-        if is_slight(record, span):
-            try:
-                return id(record), span_row(record, span, self._redactor_of(record)), trace_row(record)
-            except Exception:  # the writer meets it again, and counts it
-                pass
-        return None
+    def _make_ready(self, record: TraceRecord, span: ReadableSpan | None) -> _Item:
+        if span is None or self._ready is None:
+            return record, span, None
+        try:
+            row = span_row(record, span, self._redactor_of(record))
+            return id(record), None, self._ready(trace_row(record), row)
+        except Exception:  # the writer meets it again: it cleans what can be cleaned, and counts the rest
+            return record, span, None
 
     def _redactor_of(self, record: TraceRecord) -> Redactor:
         return self._redactor if record.runtime is None else record.runtime.redactor
@@ -203,11 +217,12 @@ class Pipeline:
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was queued before the call is stored; False when it could not be in time."""
-        if self.sink is None or (not self._queue and not self._spool and self._idle):
+        if self.sink is None or (not self._queue and not self._roots and not self._spool and self._idle):
             return True
         deadline = time.monotonic() + timeout
         while True:
             marker = _Marker()
+            self._roots.queue_all()
             self._queue.append(marker)
             self._hurried = True
             self._rouse()
@@ -232,7 +247,8 @@ class Pipeline:
 
     def tell_unsaved(self) -> None:
         """Log how many spans are lost with this pipeline, if any."""
-        unsaved = self._spooled_spans + sum(isinstance(item, tuple) for item in list(self._queue))
+        queued = len(self._roots) + sum(isinstance(item, tuple) for item in list(self._queue))
+        unsaved = self._spooled_spans + queued
         if unsaved:
             why = f": {self._refusal}" if self._refusal else " in time"
             logger.error("%d spans are lost, they could not be stored%s", unsaved, why)
@@ -250,7 +266,8 @@ class Pipeline:
     def stats(self) -> dict[str, int]:
         """Return what this process counted: written, dropped, waiting …"""
         counts = {"written_spans": 0, "written_traces": 0, "dropped": 0, "sampled_out": 0, "retried_writes": 0}
-        return {**counts, **self._counts, "queued": len(self._queue), "spooled": self._spooled_spans}
+        queued = len(self._queue) + len(self._roots)
+        return {**counts, **self._counts, "queued": queued, "spooled": self._spooled_spans}
 
     # The writer thread.
 
@@ -261,7 +278,7 @@ class Pipeline:
             self._thread = None
             self._closing = self._hurried = False
             self._idle = True
-        if self._queue:  # it came too late for this one
+        if self._queue or self._roots:  # it came too late for this one
             self._rouse()
 
     def _work(self) -> None:
@@ -271,11 +288,12 @@ class Pipeline:
                 self._pause(min(INTERVAL * 2**failed_writes, RETRY_LIMIT))
             # Nobody has to wake us as long as spans keep coming: for the request that does it that is a call of
             # the system, for those beside it one more change of the thread that has the interpreter.
+            self._roots.queue_late()
             if not self._queue and not self._spool:
                 self._idle = True
                 if self._closing:
                     return
-                if not self._queue:  # asked again, now that whoever comes sees the flag
+                if not self._queue and not self._roots:  # asked again, now that whoever comes sees the flag
                     self._calls.get()
                 self._idle = False
                 continue
@@ -333,19 +351,19 @@ class Pipeline:
     def _encode(self, items: list[_Item]) -> None:
         spans: list[SpanRow] = []
         traces: list[TraceRow] = []
+        arrived: list[Arrival] = []
         records: dict[int, TraceRecord] = {}  # by identity: parts of a foreign trace have records of their own
         turn = size = max(SLICE, len(items) // TURNS)
-        for number, (record, span, trace) in enumerate(items):
+        for number, (record, span, arrival) in enumerate(items):
             if number == turn:
                 turn += size
                 if len(self._queue) < LARGE_BATCH:
                     time.sleep(0)  # lets a waiting request have the interpreter
             try:
-                if trace is not None:
-                    records.pop(record, None)  # what came of it before is in these rows
-                    traces.append(trace)
-                    spans.append(span)
-                    self._remember(trace.trace_id)
+                if arrival is not None:
+                    records.pop(record, None)  # what came of it before is in here
+                    arrived.append(arrival)
+                    self._remember(arrival.trace_id)
                 elif record is not None:
                     records[id(record)] = record
                     if span is not None:
@@ -362,8 +380,9 @@ class Pipeline:
             except Exception as exc:
                 report("Pipeline._encode", exc)
                 self._counts["dropped"] += 1
-        if traces or spans:
-            batch = _Batch(traces, spans, sum(len(span.attributes) + len(span.events) for span in spans))
+        if traces or spans or arrived:
+            size = sum(len(span.attributes) + len(span.events) for span in spans)
+            batch = _Batch(traces, spans, arrived, size + sum(len(arrival.text) for arrival in arrived))
             self._spool.append(batch)
             self._account(batch, 1)
 
@@ -388,13 +407,12 @@ class Pipeline:
 
         A batch that is refused for what it holds does not stand in the way of the others.
         """
-        sink, retry = self.sink, False
-        assert sink is not None
+        retry = False
         refused: deque[_Batch] = deque()
         while self._spool:
             batch = self._spool.popleft()
             try:
-                sink.write(batch.traces, batch.spans)
+                self._hand_over(batch)
             except StoreError as exc:
                 refused.append(batch)
                 self._refused(exc)
@@ -405,16 +423,23 @@ class Pipeline:
             except Exception as exc:  # a defect: it costs this batch, and is counted
                 report("Pipeline._write_spool", exc)
                 self._account(batch, -1)
-                self._drop(len(batch.spans), "traces could not be stored")
+                self._drop(len(batch.spans) + len(batch.arrived), "traces could not be stored")
                 continue
             self._account(batch, -1)
             self._refusal = ""
-            self._counts["written_spans"] += len(batch.spans)
-            self._counts["written_traces"] += len(batch.traces)
+            self._counts["written_spans"] += len(batch.spans) + len(batch.arrived)
+            self._counts["written_traces"] += len(batch.traces) + len(batch.arrived)
         self._spool.extendleft(reversed(refused))
         self._bound_spool()
         self._hopeless = bool(refused) and not retry
         return not refused
+
+    def _hand_over(self, batch: _Batch) -> None:
+        sink: Any = self.sink
+        if batch.arrived:
+            sink.write(batch.traces, batch.spans, batch.arrived)
+        else:
+            sink.write(batch.traces, batch.spans)
 
     def _refused(self, exc: StoreError) -> None:
         self._refusal = str(exc)
@@ -424,8 +449,8 @@ class Pipeline:
 
     def _account(self, batch: _Batch, sign: int) -> None:
         """Note that rows came to what is kept in memory (1), or left it (-1)."""
-        self._spooled_spans += sign * len(batch.spans)
-        self._spooled_traces += sign * len(batch.traces)
+        self._spooled_spans += sign * (len(batch.spans) + len(batch.arrived))
+        self._spooled_traces += sign * (len(batch.traces) + len(batch.arrived))
         self._spooled_bytes += sign * batch.size
 
     def _bound_spool(self) -> None:
@@ -435,7 +460,8 @@ class Pipeline:
         ):
             batch = self._spool.popleft()
             self._account(batch, -1)
-            self._drop(len(batch.spans), "traces cannot be stored and memory for them is used up")
+            spans = len(batch.spans) + len(batch.arrived)
+            self._drop(spans, "traces cannot be stored and memory for them is used up")
 
 
 _pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()

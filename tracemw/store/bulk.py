@@ -27,21 +27,15 @@ def insert(
         values: Of the rows; they may be made while they are asked for.
         tail: The rest of the statement.
     """
-    size = 1 << (most(row).bit_length() - 1)
+    size = 1 << (_most(row).bit_length() - 1)
     rest = iter(values)
     while chunk := list(islice(rest, size)):
         for rows in _split(chunk, size):
-            insert_at_once(connection, head, row, len(rows), list(chain.from_iterable(rows)), tail)
+            statement = _statement(head, row, len(rows), tail)
+            connection.executemany(statement, (list(chain.from_iterable(rows)),))
 
 
-def insert_at_once(
-    connection: sqlite3.Connection, head: str, row: str, rows: int, values: list[Any], tail: str = ""
-) -> None:
-    """Insert rows, `most(row)` of them at most, by one statement: their values one after the other."""
-    connection.executemany(_statement(head, row, rows, tail), (values,))
-
-
-def most(row: str) -> int:
+def _most(row: str) -> int:
     """Return how many rows one statement takes."""
     return min(ROWS, _variables() // row.count("?"))
 

@@ -49,9 +49,9 @@ _CONVERTED = frozenset({float, bool, bytes})  # what an index has of them would 
 
 
 class Unclean(ValueError):
-    """A text holds a NUL, or a value is of a type that SQLite stores as another.
+    """A text holds a NUL, a value is of a type that SQLite stores as another, or an integer is beyond 64 bits.
 
-    Lone surrogates and integers beyond 64 bits make Python's driver raise by themselves.
+    Lone surrogates make Python's driver raise by itself.
     """
 
 
@@ -136,6 +136,9 @@ def _checked(values: tuple[Any, ...]) -> tuple[Any, ...]:
         kind = value.__class__
         if kind is str:
             if "\0" in value:
+                raise Unclean
+        elif kind is int:
+            if not -_INT64 <= value <= _INT64:
                 raise Unclean
         elif kind in _CONVERTED:
             raise Unclean

@@ -23,6 +23,7 @@ from .schema import prepare
 from .troubles import Trouble
 
 if TYPE_CHECKING:
+    from .arrivals import Arrival
     from .compare import Group
     from .filter import Order, Where
 
@@ -96,6 +97,7 @@ class Store:
         self,
         traces: Sequence[TraceRow],
         spans: Sequence[SpanRow],
+        arrived: Sequence[Arrival] = (),
         *,
         outbox: bool = False,
         patient: Callable[[], bool] | None = None,
@@ -106,20 +108,22 @@ class Store:
         U+FFFD, integers beyond 64 bits the nearest one.
 
         Args:
+            arrived: Further traces, with their spans; where they are among the others, those say what is newer.
             outbox: Also queue the traces for delivery.
             patient: Asked now and then while another process has the file locked; False ends the waiting.
 
         Raises:
             StoreError: Nothing was stored; `retry` tells whether it is worth trying again.
         """
-        if not traces and not spans:
+        if not (traces or spans or arrived):
             return
         try:
-            return self._write(traces, spans, outbox, patient)
+            return self._write(traces, spans, arrived, outbox, patient)
         except _Unwritable:
             pass
+        before, more = arrivals.rows_of(arrived)
         try:
-            self._write(cleaned_traces(traces), cleaned_spans(spans), outbox, patient)
+            self._write(cleaned_traces([*before, *traces]), cleaned_spans([*more, *spans]), (), outbox, patient)
         except (_Unwritable, *_UNCLEAN) as error:
             raise StoreError(f"a row cannot be stored: {error.__cause__ or error}") from error
 
@@ -127,6 +131,7 @@ class Store:
         self,
         traces: Sequence[TraceRow],
         spans: Sequence[SpanRow],
+        arrived: Sequence[Arrival],
         outbox: bool,
         patient: Callable[[], bool] | None,
     ) -> None:
@@ -134,10 +139,16 @@ class Store:
             trace_ids = {row.trace_id for row in traces} | {span.trace_id for span in spans}
         except _UNCLEAN as error:
             raise _Unwritable from error
-        if self._recent.has_any(trace_ids) or not self._write_new(traces, spans, outbox, patient):
+        whole = {arrival.trace_id for arrival in arrived}
+        if len(whole) < len(arrived) or not whole.isdisjoint(trace_ids):  # there is more of one of them
+            before, more = arrivals.rows_of(arrived)
+            traces, spans, arrived = [*before, *traces], [*more, *spans], ()
+        trace_ids |= whole
+        if self._recent.has_any(trace_ids) or not self._write_new(traces, spans, arrived, outbox, patient):
+            before, more = arrivals.rows_of(arrived)
             with self._pool.transaction(patient=patient) as connection:
                 try:
-                    writer.write(connection, traces, spans, outbox)
+                    writer.write(connection, [*before, *traces], [*more, *spans], outbox)
                 except _UNCLEAN as error:
                     raise _Unwritable from error
         self._recent.add(trace_ids)
@@ -146,6 +157,7 @@ class Store:
         self,
         traces: Sequence[TraceRow],
         spans: Sequence[SpanRow],
+        arrived: Sequence[Arrival],
         outbox: bool,
         patient: Callable[[], bool] | None,
     ) -> bool:
@@ -154,18 +166,18 @@ class Store:
         def insert() -> bool:
             with self._pool.connection() as connection:
                 try:
-                    arrivals.insert(connection, rows)
+                    arrivals.insert(connection, new)
                 except sqlite3.Error as error:
                     if is_lock(error):
                         raise
                     return False
             return True
 
-        if not arrivals.fit(max(len(traces), len(spans))):
+        if not arrivals.fit(len(arrived) + max(len(traces), len(spans))):
             return False
         try:
-            rows = arrivals.rows_of(traces, spans, outbox)
-            return arrivals.fit(len(rows)) and patiently(insert, patient)
+            new = [*arrived, *arrivals.of_rows(traces, spans, outbox)]
+            return arrivals.fit(sum(arrival.rows for arrival in new)) and patiently(insert, patient)
         except _UNCLEAN:
             return False
 
