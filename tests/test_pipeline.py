@@ -383,6 +383,58 @@ def test_requests_in_many_threads() -> None:
         assert pipeline.close()
 
 
+def test_spans_of_a_trace_that_goes_on_wait_for_its_root_once(waiting: Pipeline) -> None:
+    """A look of the writer leaves what it finds of a request under way for the next look, so that most traces come
+    to the store whole, which takes it a part of the work; one that goes on for longer does not wait again."""
+    looks = []
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        for name in ("one", "two"):
+            with tracemw.start_span(name):
+                pass
+            looks.append(len(waiting._take()[0]))
+        await budget.plain_asgi(scope, receive, send)
+
+    serve(1, answer)
+    assert looks == [0, 1]  # what was left the first time goes, what has come since is left
+    assert len(waiting._take()[0]) == 2
+    assert not waiting._queue
+
+    async def ask(scope: Any, receive: Any, send: Any) -> None:
+        with tracemw.start_span("one"):
+            pass
+        waiting._hurried = True  # somebody waits for what there is
+        looks.append(len(waiting._take()[0]))
+        waiting._hurried = False
+        await budget.plain_asgi(scope, receive, send)
+
+    serve(1, ask)
+    assert looks[-1] == 1
+
+
+def test_a_request_under_way_is_stored() -> None:
+    """What has ended of a long request can be found while it goes on, without anybody asking for it."""
+    pipeline = Pipeline(StoreSink("sqlite:///long.db", None, Settings()), Settings())
+    before = pipelines.use(pipeline)
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        with tracemw.start_span("step"):
+            pass
+        store = pipeline.sink.store  # type: ignore[union-attr]
+        wait_for(lambda: [found.row.state for found in store.search().traces] == ["IN_PROGRESS"])
+        await budget.plain_asgi(scope, receive, send)
+
+    try:
+        serve(1, answer)
+        assert pipeline.flush(10)
+        store = pipeline.sink.store  # type: ignore[union-attr]
+        (found,) = store.search().traces
+        assert (found.row.state, len(found.spans)) == ("OK", 2)
+    finally:
+        pipelines.use(before)
+        assert pipeline.close()
+
+
 def test_a_record_that_cannot_be_encoded(caplog: pytest.LogCaptureFixture) -> None:
     """It costs itself, and is counted; the traces beside it are stored, and nobody waits longer for them."""
     guard._last_logged.clear()

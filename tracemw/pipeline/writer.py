@@ -79,6 +79,12 @@ class _Marker:
 _Item: TypeAlias = tuple[Any, Any, Any]
 
 
+def _is_begun(item: _Item) -> bool:
+    """True for what belongs to a trace whose root has not ended."""
+    record, _, arrival = item
+    return arrival is None and record is not None and not record.ended
+
+
 class _Batch(NamedTuple):
     """Rows that are written together.
 
@@ -122,6 +128,7 @@ class Pipeline:
         self._counts: Counter[str] = Counter()
         self._queue: deque[Any] = deque()
         self._roots = Roots(self._queue, self._make_ready)
+        self._left = 0  # items at the head of the queue that the writer has left there once
         self._spool: deque[_Batch] = deque()
         self._spooled_spans = 0
         self._spooled_traces = 0
@@ -339,14 +346,29 @@ class Pipeline:
         """Take up to a batch off the queue; a marker ends it, so that what it stands for is written first."""
         queue = self._queue
         items: list[_Item] = []
-        limit = FEW if len(queue) < MANY else min(len(queue), LARGE_BATCH)
+        many = len(queue) >= MANY
+        limit = min(len(queue), LARGE_BATCH) if many else FEW
+        left_before, self._left = self._left, 0
         while queue and len(items) < limit:
             item = queue.popleft()
             if isinstance(item, _Marker):
                 self._hurried = False  # before it is written: who comes meanwhile says so again
                 return items, [item]
             items.append(item)
-        return items, []
+        return (items if many or self._hurried else self._leave_begun(items, left_before)), []
+
+    def _leave_begun(self, items: list[_Item], left_before: int) -> list[_Item]:
+        """Put spans of traces that have not ended back into the queue, once, and return the other items.
+
+        Most traces end within one or two intervals. A whole one is new to the store, which writes new ones with
+        one statement; the rest of one that it has costs the batch, and the requests beside it, several.
+        """
+        taken, begun = items[:left_before], list[_Item]()
+        for item in items[left_before:]:
+            (begun if _is_begun(item) else taken).append(item)
+        self._queue.extendleft(reversed(begun))
+        self._left = len(begun)
+        return taken
 
     def _encode(self, items: list[_Item]) -> None:
         spans: list[SpanRow] = []
