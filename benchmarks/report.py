@@ -103,7 +103,7 @@ def load(results: Results) -> str:
     rows = [
         [
             f"{server}, {peer}", amount(one["rate"]["median"]), amount(one["p50_ms"]["median"]),
-            amount(one["p99_ms"]["median"]), amount(one["cpu_us"]["median"]), amount(one["megabytes"]),
+            middle(one["p99_ms"]), amount(one["cpu_us"]["median"]), amount(one["megabytes"]),
             f"{one['throughput_ratio']:.2f}", f"{one['p99_ratio']:.2f}", f"{one['cpu_ratio']:.2f}",
             f"{one['stored']:.0%}",
         ]

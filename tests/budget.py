@@ -239,7 +239,9 @@ def made_ready() -> Operation:
     before = pipelines.use(pipeline)
     asgi_request(tracemw.TraceMiddleware(plain_asgi))()
     pipelines.use(before)
-    return functools.partial(pipeline._make_ready, *pipeline._roots._waiting.pop())
+    root = pipeline._roots._raw.pop()
+    assert root.record is not None and root.span is not None
+    return functools.partial(pipeline._make_ready, root.record, root.span)
 
 
 SCENARIOS: Final[dict[str, Callable[[], Operation]]] = {

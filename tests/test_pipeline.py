@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -32,7 +34,7 @@ from tracemw.pipeline.roots import TOGETHER
 from tracemw.pipeline.writer import Pipeline
 from tracemw.record import TraceRecord, current_record
 from tracemw.settings import Settings
-from tracemw.store import arrivals
+from tracemw.store import Store, arrivals
 from tracemw.store.rows import SpanRow, TraceRow
 
 tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
@@ -170,9 +172,17 @@ def serve(number: int, app: Any = budget.plain_asgi) -> None:
 
 def next_batch(pipeline: Pipeline) -> writer._Batch:
     """Return what the writer would hand on now."""
-    pipeline._roots.queue_all()
+    pipeline._hurried = True  # nothing is left for later
     pipeline._encode(pipeline._take()[0])
-    return pipeline._spool.pop()
+    batch = pipeline._spool.pop()
+    pipeline._account(batch, -1)
+    return batch
+
+
+def spool(pipeline: Pipeline, batch: writer._Batch) -> None:
+    """Give a batch back, for the writer to hand on."""
+    pipeline._spool.append(batch)
+    pipeline._account(batch, 1)
 
 
 def test_what_waits_for_the_writer_is_few_objects(waiting: Pipeline) -> None:
@@ -206,33 +216,29 @@ def test_plain_requests_are_made_ready_by_themselves(waiting: Pipeline, number: 
             tracemw.update_current_trace(tags={"set": "late"}, session_id="another")
 
     serve(number, answer)
-    queued = number * (1 + late)
-    assert len(waiting._roots) == queued % TOGETHER
-    assert waiting.stats()["queued"] == queued
+    assert waiting.stats()["queued"] == number * (1 + late)
     batch = next_batch(waiting)
-    assert len(batch.arrived) == (queued - queued % TOGETHER) / (1 + late)
+    assert len(batch.arrived) == number - number % TOGETHER
     traces, spans = arrivals.rows_of(batch.arrived)
     facts = {row.trace_id: row for row in [*traces, *batch.traces]}  # those that come later count
     wanted = [trace_row(record) for record in records if record is not None]
     assert [facts[row.trace_id] for row in wanted] == wanted
     assert {frozenset(row.tags) for row in wanted} == {frozenset(["set"] if late else [])}
     assert sorted(span.trace_id for span in [*spans, *batch.spans]) == sorted(facts)
-    waiting._spool.append(batch)
+    spool(waiting, batch)
     assert waiting._write_spool()
-    store = waiting.sink.store  # type: ignore[union-attr]
+    store = store_of(waiting)
     assert {found.row.trace_id: found.row for found in store.search().traces} == facts
     assert waiting.stats()["written_spans"] == number
 
 
 def test_a_root_is_the_same_whoever_makes_it_ready(waiting: Pipeline) -> None:
     """The rows that a request makes and those that the writer makes of the same root are equal."""
-    roots: list[tuple[TraceRecord, Any]] = []
-    waiting._roots.put = lambda *root: roots.append(root)  # type: ignore[method-assign]
     serve(1)
-    ((record, span),) = roots
-    _, _, arrival = waiting._make_ready(record, span)
-    waiting._queue.append((record, span, None))
+    root = waiting._queue[0]
+    arrival = waiting._make_ready(root.record, root.span)
     batch = next_batch(waiting)
+    assert arrival is not None
     assert arrivals.rows_of([arrival]) == (batch.traces, batch.spans)
 
 
@@ -254,16 +260,15 @@ def test_a_request_of_which_much_may_be_told_is_left_to_the_writer(waiting: Pipe
         await budget.plain_asgi(scope, receive, send)
 
     serve(10, answer)
-    assert not waiting._roots
     batch = next_batch(waiting)
     assert (len(batch.traces), batch.arrived) == (10, [])
     assert [span.parent_id for span in batch.spans].count(None) == 10
     assert "q" * 1000 in "".join(span.attributes + span.events for span in batch.spans)
 
 
-@pytest.mark.parametrize("number", [1, 8])
-def test_a_span_before_the_root_and_the_root(waiting: Pipeline, number: int) -> None:
-    """A trace has one row in a batch, though a span of it was queued before its root was made ready."""
+def test_a_span_before_the_root_and_the_root(waiting: Pipeline) -> None:
+    """A trace has one row in a batch, though a span of it was queued before its root; the writer makes both."""
+    number = 8
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         with tracemw.start_span("step"):
@@ -272,13 +277,13 @@ def test_a_span_before_the_root_and_the_root(waiting: Pipeline, number: int) -> 
 
     serve(number, answer)
     batch = next_batch(waiting)
-    traces, spans = arrivals.rows_of(batch.arrived)
-    rows = [*traces, *batch.traces]
-    assert sorted(span.name for span in [*spans, *batch.spans]) == [rows[0].name] * number + ["step"] * number
-    assert [trace.state for trace in rows] == ["OK"] * number
-    waiting._spool.append(batch)
+    assert batch.arrived == []
+    names = [batch.traces[0].name] * number + ["step"] * number
+    assert sorted(span.name for span in batch.spans) == names
+    assert [trace.state for trace in batch.traces] == ["OK"] * number
+    spool(waiting, batch)
     assert waiting._write_spool()
-    store = waiting.sink.store  # type: ignore[union-attr]
+    store = store_of(waiting)
     assert [len(found.spans) for found in store.search().traces] == [2] * number
 
 
@@ -293,74 +298,177 @@ def test_a_root_that_cannot_be_made_ready(waiting: Pipeline) -> None:
     serve(1, answer)
     batch = next_batch(waiting)
     assert (len(batch.arrived), len(batch.spans)) == (7, 1)
-    waiting._spool.append(batch)
+    spool(waiting, batch)
     assert waiting._write_spool()
-    store = waiting.sink.store  # type: ignore[union-attr]
+    store = store_of(waiting)
     found = store.search("tags.broken LIKE 'a%'").traces
     assert [one.row.tags for one in found] == [{"broken": "a\N{REPLACEMENT CHARACTER}b"}]
     assert store.stats()["traces"] == 8
 
 
-def test_a_lone_root_does_not_wait_for_others() -> None:
-    """Roots that nobody makes ready are written all the same, whatever else keeps the writer busy."""
-    pipeline = Pipeline(StoreSink("sqlite:///busy.db", None, Settings()), Settings())
+@pytest.fixture
+def stored() -> Iterator[Pipeline]:
+    """A pipeline in force that writes to a file."""
+    pipeline = Pipeline(StoreSink("sqlite:///stored.db", None, Settings()), Settings())
     before = pipelines.use(pipeline)
+    yield pipeline
+    pipelines.use(before)
+    assert pipeline.close()
+
+
+def store_of(pipeline: Pipeline) -> Store:
+    """Return the store that a pipeline writes to."""
+    sink: Any = pipeline.sink
+    store: Store = sink.store
+    return store
+
+
+def test_a_lone_root_does_not_wait_for_others(stored: Pipeline) -> None:
+    """Roots that nobody makes ready are written all the same, whatever else keeps the writer busy."""
     over = threading.Event()
-    flow = threading.Thread(target=lambda: [put(pipeline, 1) for _ in iter(lambda: over.wait(0.001), True)])
+    flow = threading.Thread(target=lambda: [put(stored, 1) for _ in iter(lambda: over.wait(0.001), True)])
     flow.start()
     try:
-        wait_for(lambda: pipeline.stats()["written_spans"] > 20)
+        wait_for(lambda: stored.stats()["written_spans"] > 20)
         serve(3)
-        store = pipeline.sink.store  # type: ignore[union-attr]
-        wait_for(lambda: len(store.search("user = 'jane'").traces) == 3, 2)
-        assert not over.is_set() and flow.is_alive()
+        wait_for(lambda: len(store_of(stored).search("user = 'jane'").traces) == 3, 2)
+        assert flow.is_alive()
     finally:
         over.set()
         flow.join()
-        pipelines.use(before)
-        assert pipeline.close()
 
 
-def test_flush_has_what_another_thread_is_making_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def traces_and_roots(pipeline: Pipeline) -> tuple[int, ...]:
+    """Return how many traces and roots are stored; where several loops run, there may be other spans."""
+    query = "SELECT (SELECT count(*) FROM traces), count(*) FROM spans WHERE parent_id IS NULL"
+    return tuple(store_of(pipeline).read(query)[0])
+
+
+def interrupting(pipeline: Pipeline, during: Callable[[], object]) -> None:
+    """Have something happen once, while a root is being made ready."""
+    sink: Any = pipeline.sink
+    things = [during]
+
+    def interrupted(trace: TraceRow, span: SpanRow) -> Any:
+        made = sink.ready(trace, span)
+        if things:
+            things.pop()()
+        return made
+
+    pipeline._ready = interrupted
+
+
+def test_flush_does_not_wait_for_what_is_being_made_ready(stored: Pipeline) -> None:
     """All requests that have ended before `flush` was called are stored when it returns, though one of them is in
-    the middle of making the others ready; those that end meanwhile do not wait for it."""
-    sink = StoreSink("sqlite:///flush.db", None, Settings())
-    pipeline = Pipeline(sink, Settings())
+    the middle of making the others ready; so are those that end meanwhile, and each of them once."""
     begun, go_on = threading.Event(), threading.Event()
-    of_root = sink.ready
 
-    def slowly(trace: TraceRow, span: SpanRow) -> Any:
+    def wait() -> None:
         begun.set()
         assert go_on.wait(10)
-        return of_root(trace, span)
 
-    pipeline._ready = slowly
-    before = pipelines.use(pipeline)
-    try:
-        serving = threading.Thread(target=serve, args=(8,))
-        serving.start()
-        assert begun.wait(10)
-        serve(20)  # while the first of the other ones is being made ready
-        answers: list[bool] = []
-        flushing = threading.Thread(target=lambda: answers.append(pipeline.flush(10)))
-        flushing.start()
-        time.sleep(0.2)
-        assert answers == []
-        go_on.set()
-        flushing.join()
-        assert answers == [True]
-        assert sink.store.stats()["traces"] == 28
-        serving.join()
-    finally:
-        pipelines.use(before)
-        assert pipeline.close()
+    interrupting(stored, wait)
+    serving = threading.Thread(target=serve, args=(8,))
+    serving.start()
+    assert begun.wait(10)
+    serve(20)
+    assert stored.flush(10)
+    assert store_of(stored).stats()["traces"] == 28
+    go_on.set()
+    serving.join()
+    assert stored.flush(10)
+    assert traces_and_roots(stored) == (28, 28)
 
 
-def test_requests_in_many_threads() -> None:
+def test_flush_in_a_signal_handler(stored: Pipeline) -> None:
+    """Whoever flushes in the middle of making roots ready, in the same thread, is not kept waiting."""
+    answers: list[bool] = []
+    interrupting(stored, lambda: answers.append(stored.flush(10)))
+    serve(8)
+    assert answers == [True]
+    assert store_of(stored).stats()["traces"] == 8
+
+
+def test_a_fact_that_is_set_while_its_root_is_made_ready(stored: Pipeline) -> None:
+    """What is set on a trace after its root has been read is stored, whoever is at it at that moment."""
+    records: list[TraceRecord] = []
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        record = current_record()
+        assert record is not None
+        records.append(record)
+        await budget.plain_asgi(scope, receive, send)
+
+    interrupting(stored, lambda: records[0].update(tags={"set": "late"}))
+    serve(8, answer)
+    assert stored.flush(10)
+    found = store_of(stored).search("tags.set = 'late'").traces
+    assert [one.row.trace_id for one in found] == [f"{records[0].trace_id:032x}"]
+
+
+def test_an_exit_while_roots_are_made_ready(stored: Pipeline) -> None:
+    """A signal handler that raises, as that of a server that is told to end, loses nothing of what was queued."""
+
+    def leave() -> None:
+        raise SystemExit
+
+    interrupting(stored, leave)
+    with contextlib.suppress(SystemExit):
+        serve(8)
+    serve(8)
+    assert stored.flush(10)
+    assert traces_and_roots(stored) == (16, 16)
+
+
+def test_what_was_made_ready_is_kept_while_the_store_refuses(stored: Pipeline) -> None:
+    """It is counted like any other span that waits, is bounded like them, and is written in the end."""
+    other = sqlite3.connect("stored.db", isolation_level=None)
+    assert store_of(stored).stats()["traces"] == 0
+    stored._idle = False  # the writer stays away
+    serve(16)
+    batch = next_batch(stored)
+    assert (len(batch.arrived), batch.size) == (16, sum(len(arrival.text) for arrival in batch.arrived))
+    other.execute("BEGIN IMMEDIATE")
+    stored._closing = True  # it does not wait for the lock
+    spool(stored, batch)
+    assert not stored._write_spool()
+    assert (stored._spooled_spans, stored._spooled_traces, stored._spooled_bytes) == (16, 16, batch.size)
+    assert stored.stats()["spooled"] == 16
+    serve(1)
+    other.close()
+    stored._closing, stored._hurried = False, False
+    assert stored.flush(10)
+    assert store_of(stored).stats()["traces"] == 17
+    assert (stored._spooled_spans, stored._spooled_traces, stored._spooled_bytes) == (0, 0, 0)
+    assert stored.stats()["written_spans"] == 17
+
+
+def test_what_is_lost_of_what_was_made_ready_is_counted(
+    stored: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Dropped for want of memory, for a defect, or at the end of the process: each span counts."""
+    guard._last_logged.clear()
+    monkeypatch.setattr(writer, "SPOOL_LIMIT", 10)
+    stored._idle = False  # the writer stays away
+    serve(24)
+    batch = next_batch(stored)
+    assert stored.stats()["queued"] == 0
+    serve(9)
+    with caplog.at_level(logging.ERROR, "tracemw"):
+        stored.tell_unsaved()
+    assert "9 spans are lost" in caplog.text
+    spool(stored, batch)
+    stored._bound_spool()
+    assert stored.stats()["dropped"] == 24
+    spool(stored, next_batch(stored))
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreSink, "write", None)
+        stored._write_spool()
+    assert stored.stats()["dropped"] == 33
+
+
+def test_requests_in_many_threads(stored: Pipeline) -> None:
     """Every request is stored once, from however many threads they come, and whoever makes them ready."""
-    sink = StoreSink("sqlite:///threads.db", None, Settings())
-    pipeline = Pipeline(sink, Settings())
-    before = pipelines.use(pipeline)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -368,19 +476,14 @@ def test_requests_in_many_threads() -> None:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            assert pipeline.flush(10)
+            assert stored.flush(10)
         for thread in threads:
             thread.join()
-        assert pipeline.flush(10)
-        assert sink.store.read("SELECT count(*), count(DISTINCT trace_id) FROM traces") == [(808, 808)]
-        # With a loop in each thread, a span of what was done after an answer may come as well.
-        roots = "SELECT count(*), count(DISTINCT trace) FROM spans WHERE parent_id IS NULL"
-        assert sink.store.read(roots) == [(808, 808)]
-        assert sink.store.read("SELECT count(*) FROM spans") == [(pipeline.stats()["written_spans"],)]
+        assert stored.flush(10)
     finally:
         sys.setswitchinterval(interval)
-        pipelines.use(before)
-        assert pipeline.close()
+    assert traces_and_roots(stored) == (808, 808)
+    assert store_of(stored).read("SELECT count(*) FROM spans") == [(stored.stats()["written_spans"],)]
 
 
 def test_spans_of_a_trace_that_goes_on_wait_for_its_root_once(waiting: Pipeline) -> None:
@@ -412,27 +515,22 @@ def test_spans_of_a_trace_that_goes_on_wait_for_its_root_once(waiting: Pipeline)
     assert looks[-1] == 1
 
 
-def test_a_request_under_way_is_stored() -> None:
+def test_a_request_under_way_is_stored(stored: Pipeline) -> None:
     """What has ended of a long request can be found while it goes on, without anybody asking for it."""
-    pipeline = Pipeline(StoreSink("sqlite:///long.db", None, Settings()), Settings())
-    before = pipelines.use(pipeline)
+
+    def states() -> list[str]:
+        return [found.row.state for found in store_of(stored).search().traces]
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         with tracemw.start_span("step"):
             pass
-        store = pipeline.sink.store  # type: ignore[union-attr]
-        wait_for(lambda: [found.row.state for found in store.search().traces] == ["IN_PROGRESS"])
+        wait_for(lambda: states() == ["IN_PROGRESS"])
         await budget.plain_asgi(scope, receive, send)
 
-    try:
-        serve(1, answer)
-        assert pipeline.flush(10)
-        store = pipeline.sink.store  # type: ignore[union-attr]
-        (found,) = store.search().traces
-        assert (found.row.state, len(found.spans)) == ("OK", 2)
-    finally:
-        pipelines.use(before)
-        assert pipeline.close()
+    serve(1, answer)
+    assert stored.flush(10)
+    (found,) = store_of(stored).search().traces
+    assert (found.row.state, len(found.spans)) == ("OK", 2)
 
 
 def test_a_record_that_cannot_be_encoded(caplog: pytest.LogCaptureFixture) -> None:

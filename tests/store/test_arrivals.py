@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 from unittest import mock
 
@@ -134,6 +135,40 @@ def test_what_was_made_ready_before(
             with mock.patch.object(arrivals, "fit", return_value=False):
                 plain.write([*roots_made, *rows[0]], [*their_spans, *rows[1]], outbox=True)
             assert content(ready) == content(plain)
+
+
+class Text(str):
+    """A text of its own kind."""
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (Text("plain"), "plain"),
+        (Text("a\0b"), "a\N{REPLACEMENT CHARACTER}b"),
+        (1.5, "1.5"),
+        (("a", 1), "('a', 1)"),
+    ],
+)
+def test_texts_of_another_kind(store: Store, given: Any, kept: str) -> None:
+    """What is no plain text is stored as the text that it is or has, and nobody makes it ready as it is."""
+    rows = [trace(1, request_preview=given, tags={"t": given} if isinstance(given, str) else {})]
+    with pytest.raises(ValueError):
+        arrivals.of_root(rows[0], span(1), False)
+    store.write(rows, [span(1)])
+    assert store.read("SELECT request_preview, typeof(request_preview) FROM traces") == [(kept, "text")]
+    assert len(store.search(f'request_preview = "{kept}"').traces) == 1
+
+
+@pytest.mark.parametrize("given", [HTTPStatus.OK, 2**64, -(2**64), True])
+def test_numbers_of_another_kind(store: Store, given: int) -> None:
+    """What is no plain number of 64 bits is stored as the nearest one."""
+    rows = [trace(1, status_code=given)]
+    with pytest.raises(ValueError):
+        arrivals.of_root(rows[0], span(1), False)
+    store.write(rows, [span(1)])
+    nearest = max(1 - 2**63, min(2**63 - 1, int(given)))
+    assert store.read("SELECT status_code, typeof(status_code) FROM traces") == [(nearest, "integer")]
 
 
 def test_new_traces_take_one_statement(store: Store) -> None:

@@ -23,7 +23,7 @@ from tracemw.capture import DEFAULT_REDACT, Redactor
 from tracemw.errors import StoreError
 from tracemw.guard import due, report
 from tracemw.pipeline.encode import foreign_trace_row, is_slight, span_row, trace_row
-from tracemw.pipeline.roots import Roots
+from tracemw.pipeline.roots import Root, Roots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ logger = logging.getLogger("tracemw")
 
 CAPACITY: Final = 100_000  # queued items; beyond them the newest are dropped and counted
 # Seconds between two writes. Seldom writes are cheaper, but keep the requests that meet one waiting for longer: at
-# 0.1 the 99th percentile of a busy server is a tenth higher. It also bounds what SIGKILL can cost.
+# 0.1 the 99th percentile of a busy server is a tenth higher. Twice this is also what SIGKILL can cost.
 INTERVAL: Final = 0.025
 FEW: Final = 64  # items in one transaction: one statement takes them, and needs the interpreter for some 3 ms
 MANY: Final = 1000  # items in the queue from which on it is written in batches that are as large as they can be
@@ -75,14 +75,16 @@ class _Marker:
         self.stored = False
 
 
-# What is queued: a record, its span and None; or the `id` of a record, None and what was made ready of the trace.
-_Item: TypeAlias = tuple[Any, Any, Any]
+# What is queued besides markers: a record and its span, either of which may be None; or the root of a request.
+_Item: TypeAlias = "tuple[TraceRecord | None, ReadableSpan | None] | Root"
 
 
-def _is_begun(item: _Item) -> bool:
-    """True for what belongs to a trace whose root has not ended."""
-    record, _, arrival = item
-    return arrival is None and record is not None and not record.ended
+def _may_wait(item: _Item) -> bool:
+    """True for what belongs to a trace whose root has not ended, and for a root that is not ready."""
+    if isinstance(item, Root):
+        return item.arrival is None
+    record, _ = item
+    return record is not None and not record.ended
 
 
 class _Batch(NamedTuple):
@@ -127,7 +129,7 @@ class Pipeline:
         """Start anew, without what belongs to another process (after a fork) or nobody."""
         self._counts: Counter[str] = Counter()
         self._queue: deque[Any] = deque()
-        self._roots = Roots(self._queue, self._make_ready)
+        self._roots = Roots(self._make_ready)
         self._left = 0  # items at the head of the queue that the writer has left there once
         self._spool: deque[_Batch] = deque()
         self._spooled_spans = 0
@@ -152,10 +154,7 @@ class Pipeline:
         if self._has_room():
             if record is not None:
                 record.queued = True
-            if span is None and record is not None and self._roots:
-                self._roots.put(record, None)  # its root may be there: facts that come later stay later
-            else:
-                self._queue.append((record, span, None))
+            self._queue.append((record, span))
             if self._idle:
                 self._rouse()
 
@@ -163,9 +162,11 @@ class Pipeline:
         """Queue the root of a trace, ended; a request has been answered by then."""
         if self._has_room():
             if self._ready is not None and is_slight(record, span):
-                self._roots.put(record, span)
+                root = Root(record, span)
+                self._queue.append(root)
+                self._roots.add(root)
             else:
-                self._queue.append((record, span, None))
+                self._queue.append((record, span))
             if self._idle:
                 self._rouse()
 
@@ -178,14 +179,12 @@ class Pipeline:
             return False
         return True
 
-    def _make_ready(self, record: TraceRecord, span: ReadableSpan | None) -> _Item:
-        if span is None or self._ready is None:
-            return record, span, None
+    def _make_ready(self, record: TraceRecord, span: ReadableSpan) -> Arrival | None:
         try:
             row = span_row(record, span, self._redactor_of(record))
-            return id(record), None, self._ready(trace_row(record), row)
+            return self._ready(trace_row(record), row)  # type: ignore[misc, no-any-return]
         except Exception:  # the writer meets it again: it cleans what can be cleaned, and counts the rest
-            return record, span, None
+            return None
 
     def _redactor_of(self, record: TraceRecord) -> Redactor:
         return self._redactor if record.runtime is None else record.runtime.redactor
@@ -224,12 +223,11 @@ class Pipeline:
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that was queued before the call is stored; False when it could not be in time."""
-        if self.sink is None or (not self._queue and not self._roots and not self._spool and self._idle):
+        if self.sink is None or (not self._queue and not self._spool and self._idle):
             return True
         deadline = time.monotonic() + timeout
         while True:
             marker = _Marker()
-            self._roots.queue_all()
             self._queue.append(marker)
             self._hurried = True
             self._rouse()
@@ -254,8 +252,7 @@ class Pipeline:
 
     def tell_unsaved(self) -> None:
         """Log how many spans are lost with this pipeline, if any."""
-        queued = len(self._roots) + sum(isinstance(item, tuple) for item in list(self._queue))
-        unsaved = self._spooled_spans + queued
+        unsaved = self._spooled_spans + sum(not isinstance(item, _Marker) for item in list(self._queue))
         if unsaved:
             why = f": {self._refusal}" if self._refusal else " in time"
             logger.error("%d spans are lost, they could not be stored%s", unsaved, why)
@@ -273,8 +270,7 @@ class Pipeline:
     def stats(self) -> dict[str, int]:
         """Return what this process counted: written, dropped, waiting …"""
         counts = {"written_spans": 0, "written_traces": 0, "dropped": 0, "sampled_out": 0, "retried_writes": 0}
-        queued = len(self._queue) + len(self._roots)
-        return {**counts, **self._counts, "queued": queued, "spooled": self._spooled_spans}
+        return {**counts, **self._counts, "queued": len(self._queue), "spooled": self._spooled_spans}
 
     # The writer thread.
 
@@ -285,7 +281,7 @@ class Pipeline:
             self._thread = None
             self._closing = self._hurried = False
             self._idle = True
-        if self._queue or self._roots:  # it came too late for this one
+        if self._queue:  # it came too late for this one
             self._rouse()
 
     def _work(self) -> None:
@@ -295,12 +291,11 @@ class Pipeline:
                 self._pause(min(INTERVAL * 2**failed_writes, RETRY_LIMIT))
             # Nobody has to wake us as long as spans keep coming: for the request that does it that is a call of
             # the system, for those beside it one more change of the thread that has the interpreter.
-            self._roots.queue_late()
             if not self._queue and not self._spool:
                 self._idle = True
                 if self._closing:
                     return
-                if not self._queue and not self._roots:  # asked again, now that whoever comes sees the flag
+                if not self._queue:  # asked again, now that whoever comes sees the flag
                     self._calls.get()
                 self._idle = False
                 continue
@@ -355,19 +350,20 @@ class Pipeline:
                 self._hurried = False  # before it is written: who comes meanwhile says so again
                 return items, [item]
             items.append(item)
-        return (items if many or self._hurried else self._leave_begun(items, left_before)), []
+        return (items if many or self._hurried else self._leave_some(items, left_before)), []
 
-    def _leave_begun(self, items: list[_Item], left_before: int) -> list[_Item]:
-        """Put spans of traces that have not ended back into the queue, once, and return the other items.
+    def _leave_some(self, items: list[_Item], left_before: int) -> list[_Item]:
+        """Put what is better written later back into the queue, once, and return the other items.
 
         Most traces end within one or two intervals. A whole one is new to the store, which writes new ones with
-        one statement; the rest of one that it has costs the batch, and the requests beside it, several.
+        one statement; the rest of one that it has costs the batch, and the requests beside it, several. And a
+        root is made ready by the requests before the next time, if there are many.
         """
-        taken, begun = items[:left_before], list[_Item]()
+        taken, left = items[:left_before], list[_Item]()
         for item in items[left_before:]:
-            (begun if _is_begun(item) else taken).append(item)
-        self._queue.extendleft(reversed(begun))
-        self._left = len(begun)
+            (left if _may_wait(item) else taken).append(item)
+        self._queue.extendleft(reversed(left))
+        self._left = len(left)
         return taken
 
     def _encode(self, items: list[_Item]) -> None:
@@ -376,14 +372,14 @@ class Pipeline:
         arrived: list[Arrival] = []
         records: dict[int, TraceRecord] = {}  # by identity: parts of a foreign trace have records of their own
         turn = size = max(SLICE, len(items) // TURNS)
-        for number, (record, span, arrival) in enumerate(items):
+        for number, item in enumerate(items):
             if number == turn:
                 turn += size
                 if len(self._queue) < LARGE_BATCH:
                     time.sleep(0)  # lets a waiting request have the interpreter
             try:
+                record, span, arrival = item.take() if isinstance(item, Root) else (*item, None)
                 if arrival is not None:
-                    records.pop(record, None)  # what came of it before is in here
                     arrived.append(arrival)
                     self._remember(arrival.trace_id)
                 elif record is not None:
@@ -395,6 +391,7 @@ class Pipeline:
             except Exception as exc:
                 report("Pipeline._encode", exc)
                 self._counts["dropped"] += 1
+        self._roots.forget_taken()
         for record in records.values():
             try:
                 traces.append(trace_row(record))

@@ -45,11 +45,12 @@ def json_encoder(*, allow_nan: bool, default: Callable[[Any], Any] | None = None
 
 
 _texts = json_encoder(allow_nan=True)
-_CONVERTED = frozenset({float, bool, bytes})  # what an index has of them would not be what the table has
 
 
 class Unclean(ValueError):
-    """A text holds a NUL, a value is of a type that SQLite stores as another, or an integer is beyond 64 bits.
+    """A text holds a NUL, a value is neither text nor an integer (nor None), or an integer is beyond 64 bits.
+
+    What else a driver takes it stores as another value than the one that was indexed.
 
     Lone surrogates make Python's driver raise by itself.
     """
@@ -140,7 +141,7 @@ def _checked(values: tuple[Any, ...]) -> tuple[Any, ...]:
         elif kind is int:
             if not -_INT64 <= value <= _INT64:
                 raise Unclean
-        elif kind in _CONVERTED:
+        elif value is not None:
             raise Unclean
     return values
 
@@ -171,7 +172,7 @@ def clean(text: str) -> str:
     SQL functions end a text at its first NUL, PostgreSQL behind an MLflow server refuses it, and a lone surrogate
     has no UTF-8.
     """
-    return text.translate(_UNWANTED)
+    return str.translate(text, _UNWANTED)  # of a subclass of `str`, too: a plain text
 
 
 def _cleaned(row: TraceRow | SpanRow) -> dict[str, Any]:
@@ -183,7 +184,9 @@ def _value(value: Any, kind: str) -> Any:
     if value is None:
         return {"str": "", "int": 0, "bool": False, "dict[str, str]": {}}.get(kind)
     if kind == "dict[str, str]":
-        return {clean(str(key)): clean(str(item)) for key, item in dict(value).items() if item is not None}
-    if kind.startswith("str"):
-        return clean(str(value))
-    return within(value)
+        return {clean(_told(key)): clean(_told(item)) for key, item in dict(value).items() if item is not None}
+    return clean(_told(value)) if kind.startswith("str") else within(value)
+
+
+def _told(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
