@@ -121,9 +121,9 @@ class Store:
             return self._write(traces, spans, arrived, outbox, patient)
         except _Unwritable:
             pass
-        before, more = arrivals.rows_of(arrived)
+        traces, spans = _with_rows_of(arrived, traces, spans)
         try:
-            self._write(cleaned_traces([*before, *traces]), cleaned_spans([*more, *spans]), (), outbox, patient)
+            self._write(cleaned_traces(traces), cleaned_spans(spans), (), outbox, patient)
         except (_Unwritable, *_UNCLEAN) as error:
             raise StoreError(f"a row cannot be stored: {error.__cause__ or error}") from error
 
@@ -141,14 +141,14 @@ class Store:
             raise _Unwritable from error
         whole = {arrival.trace_id for arrival in arrived}
         if len(whole) < len(arrived) or not whole.isdisjoint(trace_ids):  # there is more of one of them
-            before, more = arrivals.rows_of(arrived)
-            traces, spans, arrived = [*before, *traces], [*more, *spans], ()
+            traces, spans = _with_rows_of(arrived, traces, spans)
+            arrived = ()
         trace_ids |= whole
         if self._recent.has_any(trace_ids) or not self._write_new(traces, spans, arrived, outbox, patient):
-            before, more = arrivals.rows_of(arrived)
+            traces, spans = _with_rows_of(arrived, traces, spans)
             with self._pool.transaction(patient=patient) as connection:
                 try:
-                    writer.write(connection, [*before, *traces], [*more, *spans], outbox)
+                    writer.write(connection, traces, spans, outbox)
                 except _UNCLEAN as error:
                     raise _Unwritable from error
         self._recent.add(trace_ids)
@@ -476,6 +476,13 @@ def _limit(max_results: int) -> int:
     if max_results < 1:
         raise FilterError(f"max_results is {max_results}: ask for 1 trace at least")
     return min(max_results, MOST)
+
+
+def _with_rows_of(
+    arrived: Sequence[Arrival], traces: Sequence[TraceRow], spans: Sequence[SpanRow]
+) -> tuple[list[TraceRow], list[SpanRow]]:
+    before, more = arrivals.rows_of(arrived)
+    return [*before, *traces], [*more, *spans]
 
 
 def _where(filter_string: str | None) -> Where | None:
