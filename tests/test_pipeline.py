@@ -515,6 +515,21 @@ def test_spans_of_a_trace_that_goes_on_wait_for_its_root_once(waiting: Pipeline)
     assert looks[-1] == 1
 
 
+def test_facts_that_come_late_do_not_overtake_the_root(waiting: Pipeline) -> None:
+    """What is set on a trace after its root has ended goes with the root, not a look of the writer before it."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await budget.plain_asgi(scope, receive, send)
+        tracemw.update_current_trace(tags={"set": "late"})
+
+    serve(3, answer)
+    assert waiting._take()[0] == []
+    waiting._encode(waiting._take()[0])
+    batch = waiting._spool.pop()
+    assert (len(batch.traces), len(batch.spans)) == (3, 3)
+    assert not waiting._queue
+
+
 def test_a_request_under_way_is_stored(stored: Pipeline) -> None:
     """What has ended of a long request can be found while it goes on, without anybody asking for it."""
 

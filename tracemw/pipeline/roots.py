@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -40,6 +40,31 @@ class Root:
         record, span = self.record, self.span
         self.record = self.span = None
         return record, span, self.arrival
+
+
+Item: TypeAlias = "tuple[TraceRecord | None, ReadableSpan | None] | Root"
+"""What is queued: a record and its span, either of which may be None, or the root of a plain request."""
+
+
+def parted(items: list[Item], seen: int) -> tuple[list[Item], list[Item]]:
+    """Return what to write now of a batch, and what to leave in the queue until the next time.
+
+    Most traces end within one or two intervals. A whole one is new to the store, which writes new ones with one
+    statement; the rest of one that it has costs the batch, and the requests beside it, several. And a root that is
+    not ready will be by then, if there are many.
+
+    Args:
+        seen: How many items at the head have been left before: nothing waits twice.
+    """
+    now, later = items[:seen], list[Item]()
+    begun = set()
+    for item in items[seen:]:
+        record = item.record if isinstance(item, Root) else item[0]
+        waits = record is not None and (isinstance(item, Root) or not record.ended or id(record) in begun)
+        if waits:
+            begun.add(id(record))
+        (later if waits else now).append(item)
+    return now, later
 
 
 class Roots:

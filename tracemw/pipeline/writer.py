@@ -17,13 +17,13 @@ import time
 import weakref
 from collections import Counter, deque
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from tracemw.capture import DEFAULT_REDACT, Redactor
 from tracemw.errors import StoreError
 from tracemw.guard import due, report
 from tracemw.pipeline.encode import foreign_trace_row, is_slight, span_row, trace_row
-from tracemw.pipeline.roots import Root, Roots
+from tracemw.pipeline.roots import Item, Root, Roots, parted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,18 +75,6 @@ class _Marker:
         self.stored = False
 
 
-# What is queued besides markers: a record and its span, either of which may be None; or the root of a request.
-_Item: TypeAlias = "tuple[TraceRecord | None, ReadableSpan | None] | Root"
-
-
-def _may_wait(item: _Item) -> bool:
-    """True for what belongs to a trace whose root has not ended, and for a root that is not ready."""
-    if isinstance(item, Root):
-        return item.arrival is None
-    record, _ = item
-    return record is not None and not record.ended
-
-
 class _Batch(NamedTuple):
     """Rows that are written together.
 
@@ -118,7 +106,7 @@ class Pipeline:
         self.store_all = settings.store_all
         self._redactor = Redactor(DEFAULT_REDACT if settings.redact is None else settings.redact)
         self._capacity = capacity
-        self._ready = getattr(sink, "ready", None)
+        self._ready: Any = getattr(sink, "ready", None)
         self._recent: dict[str, None] = {}
         if sink is not None and hasattr(sink, "patient"):
             sink.patient = lambda: not self._closing
@@ -182,7 +170,8 @@ class Pipeline:
     def _make_ready(self, record: TraceRecord, span: ReadableSpan) -> Arrival | None:
         try:
             row = span_row(record, span, self._redactor_of(record))
-            return self._ready(trace_row(record), row)  # type: ignore[misc, no-any-return]
+            arrival: Arrival = self._ready(trace_row(record), row)
+            return arrival
         except Exception:  # the writer meets it again: it cleans what can be cleaned, and counts the rest
             return None
 
@@ -337,10 +326,10 @@ class Pipeline:
             if not self._queue or (len(self._queue) < 2 * FEW and not self._hurried):
                 return stored
 
-    def _take(self) -> tuple[list[_Item], list[_Marker]]:
+    def _take(self) -> tuple[list[Item], list[_Marker]]:
         """Take up to a batch off the queue; a marker ends it, so that what it stands for is written first."""
         queue = self._queue
-        items: list[_Item] = []
+        items: list[Item] = []
         many = len(queue) >= MANY
         limit = min(len(queue), LARGE_BATCH) if many else FEW
         left_before, self._left = self._left, 0
@@ -350,23 +339,13 @@ class Pipeline:
                 self._hurried = False  # before it is written: who comes meanwhile says so again
                 return items, [item]
             items.append(item)
-        return (items if many or self._hurried else self._leave_some(items, left_before)), []
+        if not many and not self._hurried:
+            items, left = parted(items, left_before)
+            queue.extendleft(reversed(left))
+            self._left = len(left)
+        return items, []
 
-    def _leave_some(self, items: list[_Item], left_before: int) -> list[_Item]:
-        """Put what is better written later back into the queue, once, and return the other items.
-
-        Most traces end within one or two intervals. A whole one is new to the store, which writes new ones with
-        one statement; the rest of one that it has costs the batch, and the requests beside it, several. And a
-        root is made ready by the requests before the next time, if there are many.
-        """
-        taken, left = items[:left_before], list[_Item]()
-        for item in items[left_before:]:
-            (left if _may_wait(item) else taken).append(item)
-        self._queue.extendleft(reversed(left))
-        self._left = len(left)
-        return taken
-
-    def _encode(self, items: list[_Item]) -> None:
+    def _encode(self, items: list[Item]) -> None:
         spans: list[SpanRow] = []
         traces: list[TraceRow] = []
         arrived: list[Arrival] = []

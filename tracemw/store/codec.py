@@ -48,11 +48,10 @@ _texts = json_encoder(allow_nan=True)
 
 
 class Unclean(ValueError):
-    """A text holds a NUL, a value is neither text nor an integer (nor None), or an integer is beyond 64 bits.
+    """A text holds a NUL, a value is neither text nor an integer nor None, or an integer is beyond 64 bits.
 
-    What else a driver takes it stores as another value than the one that was indexed.
-
-    Lone surrogates make Python's driver raise by itself.
+    SQLite would take some of that, but as another value than the one that was indexed. Lone surrogates make
+    Python's driver raise by itself.
     """
 
 
