@@ -481,6 +481,7 @@ def _limit(max_results: int) -> int:
 def _with_rows_of(
     arrived: Sequence[Arrival], traces: Sequence[TraceRow], spans: Sequence[SpanRow]
 ) -> tuple[list[TraceRow], list[SpanRow]]:
+    """Return all as rows, those that arrived first: what the others say of the same trace is newer."""
     before, more = arrivals.rows_of(arrived)
     return [*before, *traces], [*more, *spans]
 
