@@ -41,7 +41,7 @@ CAPACITY: Final = 100_000  # queued items; beyond them the newest are dropped an
 # Seconds between two writes. Seldom writes are cheaper, but keep the requests that meet one waiting for longer: at
 # 0.1 the 99th percentile of a busy server is a tenth higher. Twice this is also what SIGKILL can cost.
 INTERVAL: Final = 0.025
-FEW: Final = 64  # items in one transaction, which one statement takes; to encode them needs the interpreter for 3 ms
+FEW: Final = 64  # items in one transaction, which one statement takes; to encode them all takes some 3 ms
 MANY: Final = 1000  # items in the queue from which on it is written in batches that are as large as they can be
 LARGE_BATCH: Final = 5000  # items in one of those: who falls behind has to work at a larger scale
 SLICE: Final = 64  # items encoded at least before other threads get their turn; the change costs them 0.1 ms
