@@ -1,6 +1,6 @@
 """Finished spans and trace records -> the rows of the store.
 
-Runs in the writer thread; for the root of a request of which little is to be told, at its end.
+Runs in the writer thread; for plain requests under load in the thread of one that has ended (`roots.py`).
 """
 
 from __future__ import annotations

@@ -88,6 +88,16 @@ class _Batch(NamedTuple):
     arrived: list[Arrival]
     size: int
 
+    @property
+    def span_count(self) -> int:
+        """How many spans it has."""
+        return len(self.spans) + len(self.arrived)
+
+    @property
+    def trace_count(self) -> int:
+        """How many rows of traces it has."""
+        return len(self.traces) + len(self.arrived)
+
 
 class Pipeline:
     """What happens to a finished span: queued, encoded, handed to the sink.
@@ -421,12 +431,12 @@ class Pipeline:
             except Exception as exc:  # a defect: it costs this batch, and is counted
                 report("Pipeline._write_spool", exc)
                 self._account(batch, -1)
-                self._drop(len(batch.spans) + len(batch.arrived), "traces could not be stored")
+                self._drop(batch.span_count, "traces could not be stored")
                 continue
             self._account(batch, -1)
             self._refusal = ""
-            self._counts["written_spans"] += len(batch.spans) + len(batch.arrived)
-            self._counts["written_traces"] += len(batch.traces) + len(batch.arrived)
+            self._counts["written_spans"] += batch.span_count
+            self._counts["written_traces"] += batch.trace_count
         self._spool.extendleft(reversed(refused))
         self._bound_spool()
         self._hopeless = bool(refused) and not retry
@@ -447,8 +457,8 @@ class Pipeline:
 
     def _account(self, batch: _Batch, sign: int) -> None:
         """Note that rows came to what is kept in memory (1), or left it (-1)."""
-        self._spooled_spans += sign * (len(batch.spans) + len(batch.arrived))
-        self._spooled_traces += sign * (len(batch.traces) + len(batch.arrived))
+        self._spooled_spans += sign * batch.span_count
+        self._spooled_traces += sign * batch.trace_count
         self._spooled_bytes += sign * batch.size
 
     def _bound_spool(self) -> None:
@@ -458,8 +468,7 @@ class Pipeline:
         ):
             batch = self._spool.popleft()
             self._account(batch, -1)
-            spans = len(batch.spans) + len(batch.arrived)
-            self._drop(spans, "traces cannot be stored and memory for them is used up")
+            self._drop(batch.span_count, "traces cannot be stored and memory for them is used up")
 
 
 _pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
